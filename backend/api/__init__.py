@@ -1,0 +1,1 @@
+"""The HTTP faces: they translate, and own no rule and no query."""

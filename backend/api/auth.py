@@ -1,0 +1,76 @@
+"""Bearer token to owner, for both faces."""
+
+import time
+from collections import OrderedDict
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import OAuth2PasswordBearer
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.api.services import Services, ServicesDep
+from backend.api.session import SessionDep
+from backend.kit.errors import Unauthorized
+from backend.kit.owner import Owner
+from backend.users import queries
+from backend.users.errors import BadToken
+from backend.users.tokens import Claims
+
+_bearer = OAuth2PasswordBearer(tokenUrl="/api/auth/login", auto_error=False)
+_CACHED_TOKENS = 10_000
+
+
+class VerifiedTokens:
+    """Remembers tokens whose signature was checked, which costs more than the rest of a small request.
+
+    Only what never changes is remembered: whether the login still stands is asked of the database each time.
+    """
+
+    def __init__(self, limit: int = _CACHED_TOKENS) -> None:
+        self._limit = limit
+        self._claims: OrderedDict[str, Claims] = OrderedDict()
+
+    def verify(self, services: Services, token: str) -> Claims:
+        claims = self._claims.get(token)
+        if claims is None:
+            claims = services.signer.verify("access", token)
+            self._claims[token] = claims
+            if len(self._claims) > self._limit:
+                self._claims.popitem(last=False)
+        elif claims.expires_at <= time.time():
+            del self._claims[token]
+            raise BadToken()
+        return claims
+
+
+async def current_claims(
+    request: Request, services: ServicesDep, token: Annotated[str | None, Security(_bearer)]
+) -> Claims | None:
+    if token is None:
+        return None
+    verified: VerifiedTokens = request.app.state.verified_tokens
+    return verified.verify(services, token)
+
+
+async def current_owner(
+    services: ServicesDep,
+    session: SessionDep,
+    claims: Annotated[Claims | None, Depends(current_claims)],
+) -> Owner:
+    return await authenticate(services, session, claims)
+
+
+async def authenticate(services: Services, session: AsyncSession, claims: Claims | None) -> Owner:
+    """The owner that the request acts for. Raises Unauthorized or BadToken."""
+    if claims is None:
+        if services.local_owner is None:
+            raise Unauthorized()
+        return services.local_owner
+    owner = await queries.find_owner(session, user=claims.user, login=claims.session)
+    if owner is None:
+        raise BadToken()
+    return owner
+
+
+ClaimsDep = Annotated[Claims | None, Depends(current_claims)]
+OwnerDep = Annotated[Owner, Depends(current_owner)]

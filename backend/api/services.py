@@ -1,0 +1,50 @@
+"""What the API process holds for its whole life, made once in the lifespan."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from backend.api.sse import EventHub
+from backend.jobs.events import EventLog
+from backend.kit.broker import Broker
+from backend.kit.config import Settings
+from backend.kit.db import Database
+from backend.kit.owner import Owner
+from backend.providers.base_models import ModelLibrary
+from backend.storage import Storage
+from backend.users.service import Lifetimes
+from backend.users.tokens import TokenSigner
+
+
+@dataclass(slots=True)
+class Services:
+    """The process's own: settings, connections, and the seeded owner when there is one."""
+
+    settings: Settings
+    db: Database
+    redis: Redis
+    events: EventLog
+    hub: EventHub
+    broker: Broker
+    storage: Storage
+    library: ModelLibrary
+    signer: TokenSigner
+    local_owner: Owner | None = None
+
+    @property
+    def lifetimes(self) -> Lifetimes:
+        return Lifetimes(
+            access=timedelta(minutes=self.settings.access_token_minutes),
+            refresh=timedelta(days=self.settings.refresh_token_days),
+        )
+
+
+def get_services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]

@@ -1,0 +1,116 @@
+"""Jobs: list, read, cancel, and follow."""
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from backend.api import sse
+from backend.api.errors import error_responses
+from backend.api.services import Services, ServicesDep
+from backend.api.session import SessionDep
+from backend.api.studio.deps import OwnedJob, OwnedProject
+from backend.jobs import queries, service
+from backend.jobs.models import Job
+from backend.jobs.states import ENDED, JobState
+
+router = APIRouter(tags=["jobs"])
+
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID")]
+SSE_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"}
+}
+
+
+class JobOut(BaseModel):
+    id: UUID
+    type: str
+    status: str
+    progress_pct: float
+    message: str
+    result_summary: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error_message: str | None
+    error_code: str | None
+    attempts: int
+    cancel_requested: bool
+
+
+class JobListOut(BaseModel):
+    jobs: list[JobOut]
+
+
+class CancelledOut(BaseModel):
+    """`status` answers the request; `job_status` is the job's own, `running` until its worker has stopped."""
+
+    status: str
+    job_status: str
+
+
+@router.get("/projects/{project_id}/jobs", responses=error_responses(404))
+async def list_jobs(
+    project: OwnedProject,
+    session: SessionDep,
+    type: Annotated[str | None, Query(max_length=50)] = None,
+    status: Annotated[JobState | None, Query()] = None,
+) -> JobListOut:
+    jobs = await queries.list_jobs(session, project.id, kind=type, state=status)
+    return JobListOut(jobs=[job_out(job) for job in jobs])
+
+
+@router.get("/jobs/{job_id}", responses=error_responses(404))
+async def get_job(job: OwnedJob) -> JobOut:
+    return job_out(job)
+
+
+@router.post("/jobs/{job_id}/cancel", responses=error_responses(404, 409))
+async def cancel_job(job: OwnedJob, session: SessionDep, services: ServicesDep) -> CancelledOut:
+    asked = await service.cancel(session, services.events, job)
+    return CancelledOut(status=JobState.CANCELLED, job_status=asked.state)
+
+
+@router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses={**SSE_DOCS, **error_responses(404)})
+async def stream_events(job: OwnedJob, services: ServicesDep, last_event_id: LastEventId = None) -> StreamingResponse:
+    return event_stream(services, job, last_event_id)
+
+
+def event_stream(services: Services, job: Job, last_event_id: str | None) -> StreamingResponse:
+    """The job's events from `last_event_id` on. The request's own transaction is over when this streams."""
+    job_id = job.id
+
+    async def end_of() -> tuple[str, dict[str, object]] | None:
+        async with services.db.transaction() as session:
+            current = await session.get(Job, job_id)
+        if current is None:
+            return "error", {"status": "failed", "error": "The job was deleted.", "error_code": "JOB_NOT_FOUND"}
+        return service.end_event(current) if current.state in ENDED else None
+
+    events = sse.stream(
+        services.events, services.hub, job.public_id, after=sse.resume_point(last_event_id), end_of=end_of
+    )
+    return StreamingResponse(
+        events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    )
+
+
+def job_out(job: Job) -> JobOut:
+    return JobOut(
+        id=job.public_id,
+        type=job.kind,
+        status=job.state,
+        progress_pct=round(job.progress_pct, 1),
+        message=job.message,
+        result_summary=job.result,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        error_message=job.error_message,
+        error_code=job.error_code,
+        attempts=job.attempts,
+        cancel_requested=job.cancel_requested_at is not None,
+    )

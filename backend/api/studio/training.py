@@ -1,0 +1,121 @@
+"""Training: start, status, live logs, cancel, and the comparison of base and tuned."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field, StringConstraints
+
+from backend.api.errors import error_responses
+from backend.api.services import ServicesDep
+from backend.api.session import SessionDep
+from backend.api.studio.deps import OwnedProject
+from backend.api.studio.jobs import SSE_DOCS, LastEventId, event_stream
+from backend.api.studio.schemas import EnqueuedOut, enqueued
+from backend.jobs.states import JobState
+from backend.training import service
+
+router = APIRouter(prefix="/projects/{project_id}/train", tags=["training"])
+
+Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
+
+
+class TrainIn(BaseModel):
+    method: Literal["lora", "qlora"] = "qlora"
+    # Checked by the service, whose sentence names the accepted ones.
+    hyperparams: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainOut(BaseModel):
+    job_id: UUID
+    run_id: UUID
+    status: str
+    message: str
+
+
+class StatusOut(BaseModel):
+    run_id: UUID
+    job_id: UUID
+    status: str
+    method: str
+    progress_pct: float
+    message: str
+    current_metrics: dict[str, Any]
+    started_at: datetime | None
+    finished_at: datetime | None
+    elapsed_seconds: float
+    error_message: str | None
+
+
+class CancelledOut(BaseModel):
+    status: str
+    message: str
+    job_status: str
+
+
+class CompareIn(BaseModel):
+    questions: list[Question] = Field(min_length=1, max_length=50)
+    max_new_tokens: int = Field(default=128, ge=1, le=2048)
+
+
+@router.post("/start", status_code=202, responses=error_responses(400, 404, 409))
+async def start_training(
+    project: OwnedProject, session: SessionDep, services: ServicesDep, body: TrainIn | None = None
+) -> TrainOut:
+    wanted = body or TrainIn()
+    fine_tuning, job = await service.start(
+        session, services.broker, project, method=wanted.method, given=wanted.hyperparams
+    )
+    return TrainOut(
+        job_id=job.public_id,
+        run_id=fine_tuning.public_id,
+        status=job.state,
+        message="Training job enqueued on gpu_queue",
+    )
+
+
+@router.get("/status", responses=error_responses(404))
+async def get_training_status(project: OwnedProject, session: SessionDep) -> StatusOut:
+    fine_tuning, job = await service.latest_run(session, project)
+    started, ended = job.started_at, job.finished_at or datetime.now(UTC)
+    hidden = ("history", "samples", "versions")
+    return StatusOut(
+        run_id=fine_tuning.public_id,
+        job_id=job.public_id,
+        status=job.state,
+        method=fine_tuning.method,
+        progress_pct=round(job.progress_pct, 1),
+        message=job.message,
+        current_metrics={key: value for key, value in fine_tuning.metrics.items() if key not in hidden},
+        started_at=started,
+        finished_at=job.finished_at,
+        elapsed_seconds=round((ended - started).total_seconds(), 1) if started else 0.0,
+        error_message=job.error_message,
+    )
+
+
+@router.get("/logs/stream", response_class=StreamingResponse, responses={**SSE_DOCS, **error_responses(404)})
+async def stream_training_logs(
+    project: OwnedProject, session: SessionDep, services: ServicesDep, last_event_id: LastEventId = None
+) -> StreamingResponse:
+    _, job = await service.latest_run(session, project)
+    return event_stream(services, job, last_event_id)
+
+
+@router.post("/cancel", responses=error_responses(404, 409))
+async def cancel_training(project: OwnedProject, session: SessionDep, services: ServicesDep) -> CancelledOut:
+    job = await service.cancel(session, services.events, project)
+    return CancelledOut(status=JobState.CANCELLED, message="Training job cancelled", job_status=job.state)
+
+
+@router.post("/compare", status_code=202, responses=error_responses(400, 404))
+async def compare_models(
+    body: CompareIn, project: OwnedProject, session: SessionDep, services: ServicesDep
+) -> EnqueuedOut:
+    """Asks the base and the tuned model the same questions; the job's `result_summary.answers` holds both."""
+    job = await service.start_comparison(
+        session, services.broker, project, questions=body.questions, max_new_tokens=body.max_new_tokens
+    )
+    return enqueued(job, "Comparison job enqueued on gpu_queue")

@@ -1,0 +1,1 @@
+"""Characters: what was processed, for whom, written once."""

@@ -1,0 +1,45 @@
+"""What can go wrong with contents."""
+
+from typing import Any
+
+from backend.kit.errors import DomainError, NotFound
+
+
+class ContentNotFound(NotFound):
+    code = "FILE_NOT_FOUND"
+    template = "There is no such file in this project."
+
+
+class UnsupportedType(DomainError):
+    code = "UNSUPPORTED_FILE_TYPE"
+    template = "File '{filename}' has unsupported MIME type '{mime_type}'"
+
+
+class FileTooLarge(DomainError):
+    status = 413
+    code = "FILE_TOO_LARGE"
+    template = "File exceeds maximum size of {limit_mb} MB"
+
+
+class ProjectFull(DomainError):
+    status = 413
+    code = "PROJECT_STORAGE_FULL"
+    template = "The files of a project may have {limit_mb} MB in all. Delete some, or use another project."
+
+
+class DocumentRejected(DomainError):
+    """A document that cannot be read; `code` and sentence come from the extraction."""
+
+    def __init__(self, code: str, detail: str, **context: Any) -> None:
+        super().__init__(detail, **context)
+        self.code = code
+
+
+class NoDocuments(DomainError):
+    code = "NO_DOCUMENTS"
+    template = "The project has no documents. Upload some with POST /projects/{project_id}/files/upload first."
+
+
+class BadChunkSizes(DomainError):
+    code = "BAD_CHUNK_SIZES"
+    template = "chunk_overlap_tokens ({overlap}) must be less than chunk_size_tokens ({size})."

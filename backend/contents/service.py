@@ -1,0 +1,209 @@
+"""What people do with contents: upload and delete them, and have them cut into chunks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from backend.contents import extraction, names, queries, sniffing
+from backend.contents.errors import (
+    BadChunkSizes,
+    DocumentRejected,
+    FileTooLarge,
+    NoDocuments,
+    ProjectFull,
+    UnsupportedType,
+)
+from backend.contents.extraction import ExtractionError, ExtractionLimits
+from backend.contents.models import Content
+from backend.contents.types import ACCEPTED, TYPE_OF_MIME
+from backend.jobs import kinds, queue
+from backend.jobs.kinds import JobKind
+from backend.jobs.models import Job
+from backend.jobs.states import JobState
+from backend.kit.broker import Broker
+from backend.kit.config import Settings
+from backend.kit.db import after_commit
+from backend.kit.errors import DomainError
+from backend.projects import service as projects
+from backend.projects.models import Project
+from backend.projects.stages import Stage
+from backend.storage import Storage, file_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one upload may be and what reading it may cost."""
+
+    max_file_mb: int
+    extraction: ExtractionLimits
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        return cls(
+            max_file_mb=settings.upload_max_file_mb,
+            extraction=ExtractionLimits(
+                timeout_seconds=settings.extraction_timeout_seconds,
+                memory_bytes=settings.extraction_memory_mb * 1024 * 1024,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A file on disk, with the name that its sender gave it."""
+
+    path: Path
+    filename: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked file whose bytes, and text if it is a document, are in storage; no row names it yet."""
+
+    content: Content
+    keys: list[str]
+
+
+async def prepare(
+    storage: Storage, limits: Limits, *, folder: str, kind: str, files: Sequence[Incoming]
+) -> list[Prepared]:
+    """Checks, reads and stores files; when one is refused, nothing of any is left behind.
+
+    Raises UnsupportedType, FileTooLarge, DocumentRejected. Opens no transaction: reading may take a minute.
+    """
+    if kind not in ACCEPTED:
+        raise DomainError(f"kind must be one of {', '.join(ACCEPTED)}, not '{kind}'.")
+    if not files:
+        raise DomainError("The upload holds no file. Send at least one in the multipart field 'files'.")
+    prepared: list[Prepared] = []
+    try:
+        for file in files:
+            prepared.append(await _prepare_one(storage, limits, folder, kind, file))
+    except BaseException:
+        await _discard(storage, prepared)
+        raise
+    return prepared
+
+
+@asynccontextmanager
+async def kept_or_deleted(storage: Storage, prepared: list[Prepared]) -> AsyncIterator[None]:
+    """Deletes the stored bytes again when the block that gives them rows fails."""
+    try:
+        yield
+    except BaseException:
+        await _discard(storage, prepared)
+        raise
+
+
+async def add(
+    session: AsyncSession, project: Project, prepared: list[Prepared], *, max_project_mb: int
+) -> list[Content]:
+    """Gives prepared files their rows. Raises ProjectFull when the project's total would be too large."""
+    # The row lock makes two uploads take turns, so that both cannot fit into the same free space.
+    await session.execute(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
+    total = await queries.stored_bytes(session, project.id) + sum(item.content.size_bytes for item in prepared)
+    if total > max_project_mb * 1024 * 1024:
+        raise ProjectFull(limit_mb=max_project_mb)
+    contents = [item.content for item in prepared]
+    for content in contents:
+        content.project_id = project.id
+    session.add_all(contents)
+    await session.flush()
+    if project.stage == Stage.DRAFT:
+        await projects.move_to(session, project.id, Stage.READY)
+    return contents
+
+
+async def delete(session: AsyncSession, storage: Storage, content: Content) -> None:
+    """Deletes a file with its chunks. Examples made from them stay: they are the user's by now."""
+    keys = [key for key in (content.file_key, content.text_key) if key is not None]
+    project_id = content.project_id
+    await session.delete(content)
+    await session.flush()
+    if not await queries.has_contents(session, project_id):
+        await projects.move_to(session, project_id, Stage.DRAFT)
+
+    async def delete_blobs() -> None:
+        await storage.delete(keys)
+
+    after_commit(session, delete_blobs)
+
+
+async def start_chunking(
+    session: AsyncSession, broker: Broker, project: Project, *, chunk_size_tokens: int, chunk_overlap_tokens: int
+) -> Job:
+    """Enqueues the chunking of all documents. Raises NoDocuments, BadChunkSizes, JobAlreadyRunning."""
+    if chunk_overlap_tokens >= chunk_size_tokens:
+        raise BadChunkSizes(overlap=chunk_overlap_tokens, size=chunk_size_tokens)
+    if not await queries.list_contents(session, project.id, kind="raw_doc"):
+        raise NoDocuments(project_id=str(project.public_id))
+    job = await queue.enqueue(
+        session,
+        broker,
+        CHUNKING,
+        user_id=project.user_id,
+        project_id=project.id,
+        params={"chunk_size_tokens": chunk_size_tokens, "chunk_overlap_tokens": chunk_overlap_tokens},
+        exclusive_key=f"data:{project.id}",
+    )
+    await projects.move_to(session, project.id, Stage.CHUNKING)
+    return job
+
+
+async def _prepare_one(storage: Storage, limits: Limits, folder: str, kind: str, file: Incoming) -> Prepared:
+    filename = names.safe_filename(file.filename)
+    if file.size_bytes > limits.max_file_mb * 1024 * 1024:
+        raise FileTooLarge(limit_mb=limits.max_file_mb, filename=filename)
+    mime_type = sniffing.sniff(file.path, filename)
+    if mime_type not in ACCEPTED[kind]:
+        raise UnsupportedType(filename=filename, mime_type=mime_type, accepted=sorted(ACCEPTED[kind]))
+    prefix = f"{folder}/contents/{uuid7()}"
+    content = Content(
+        kind=kind,
+        type=TYPE_OF_MIME[mime_type],
+        name=filename,
+        mime_type=mime_type,
+        size_bytes=file.size_bytes,
+        sha256=await asyncio.to_thread(file_digest, file.path),
+        status="ready",
+        file_key=f"{prefix}/{filename}",
+    )
+    keys = [content.file_key]
+    if kind == "raw_doc":
+        text_path = file.path.with_name(f"{file.path.name}.text.jsonl")
+        try:
+            document = await extraction.extract_to_file(file.path, mime_type, text_path, limits.extraction)
+        except ExtractionError as error:
+            raise DocumentRejected(error.code, f"{filename}: {error}", filename=filename) from error
+        content.page_count, content.character_count = document.pages, document.character_count
+        content.text_key = f"{prefix}/text.jsonl"
+        keys.append(content.text_key)
+        await storage.put_file(content.text_key, text_path)
+    elif file.size_bytes == 0:
+        raise DocumentRejected("EMPTY_DOCUMENT", f"{filename} is empty. Upload a file with content.", filename=filename)
+    await storage.put_file(content.file_key, file.path)
+    return Prepared(content, keys)
+
+
+async def _discard(storage: Storage, prepared: list[Prepared]) -> None:
+    await storage.delete([key for item in prepared for key in item.keys])
+
+
+async def _chunking_ended(session: AsyncSession, job: Job) -> None:
+    assert job.project_id is not None
+    chunked = await queries.has_chunks(session, job.project_id)
+    if job.state == JobState.FAILED:
+        stage = Stage.ERROR
+    else:
+        stage = Stage.CHUNKED if chunked else Stage.READY
+    await projects.move_to(session, job.project_id, stage)
+
+
+CHUNKING = kinds.register(JobKind("chunk_generate", "default", ending=_chunking_ended))

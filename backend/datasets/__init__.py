@@ -1,0 +1,1 @@
+"""Datasets: examples made from chunks, checked, split and counted."""

@@ -1,0 +1,105 @@
+"""What every generation strategy takes and gives: a chunk in, requests to a model, checked example drafts out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from backend.kit.errors import DomainError
+from backend.providers.llm.base import ChatCompletion, ChatRequest
+
+
+class TaskType(StrEnum):
+    """What the examples teach."""
+
+    QA = "qa"
+    INSTRUCTION = "instruction"
+    CHAT = "chat"
+    CLASSIFICATION = "classification"
+    SUMMARIZATION = "summarization"
+
+
+class InvalidReason(StrEnum):
+    """Why a draft is not fit for training; counted in the dataset's statistics."""
+
+    JSON_INVALID = "json_invalid"  # the model gave no answer that meets the schema
+    DUPLICATE = "duplicate"  # the same question twice in one chunk
+    OUTPUT_TOO_SHORT = "output_too_short"
+    QUESTION_UNRELATED = "question_unrelated"  # too few of the sentence's own words
+    QUESTION_GARBLED = "question_garbled"  # the sentence's words in another order, or twice
+    QUESTION_VAGUE = "question_vague"  # cannot be understood without the passage
+    ANSWER_IN_QUESTION = "answer_in_question"  # the question gives its own answer away
+    QUOTE_NOT_FOUND = "quote_not_found"  # the quoted evidence is not in the chunk
+    NOT_GROUNDED = "not_grounded"  # the answer shares too little with its quote
+    LABEL_UNKNOWN = "label_unknown"  # a class that was not asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkText:
+    """One chunk of a document. `position` counts from 0; pages from 1, None where the format has none."""
+
+    text: str
+    position: int = 0
+    page_start: int | None = None
+    page_end: int | None = None
+    headings: tuple[str, ...] = ()
+    task_type: TaskType = TaskType.QA
+    # The classes of a classification task, from the project's configuration.
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleDraft:
+    """One example before it becomes a row. `quote` is the evidence, verbatim from the chunk."""
+
+    instruction: str
+    output: str
+    input: str = ""
+    quote: str = ""
+    page: int | None = None
+    is_valid: bool = True
+    invalid_reason: InvalidReason | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request to the model; `subject` is the sentence or passage that it is about, `shape` the kind of question."""
+
+    request: ChatRequest
+    subject: str
+    shape: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a chunk needs: `ready` drafts that need no model, and the requests for the others."""
+
+    ready: tuple[ExampleDraft, ...] = ()
+    asks: tuple[Ask, ...] = ()
+
+
+class GenerationStrategy(Protocol):
+    """Turns chunks into requests and answers into drafts. Pure: the same input gives the same output."""
+
+    name: str
+
+    def plan(self, chunk: ChunkText, wanted: int) -> Plan:
+        """Requests for `wanted` examples (perhaps more, as candidates). Raises TaskNotSupportedByModel."""
+        ...
+
+    def read(self, chunk: ChunkText, ask: Ask, completion: ChatCompletion) -> list[ExampleDraft]:
+        """The drafts in one answer, each judged valid or not by itself."""
+        ...
+
+    def select(self, drafts: Sequence[ExampleDraft], wanted: int) -> list[ExampleDraft]:
+        """The best `wanted` valid drafts, then the invalid ones, without repeats."""
+        ...
+
+
+class TaskNotSupportedByModel(DomainError):
+    """The model is too weak for this kind of example, or the configuration lacks what the task needs."""
+
+    status = 400
+    code = "TASK_NOT_SUPPORTED_BY_MODEL"
+    template = "The task '{task_type}' cannot be done by this model. {advice}"

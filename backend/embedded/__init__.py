@@ -1,0 +1,1 @@
+"""The embedded stack: PostgreSQL, Valkey, the local LLM, the API and the workers in one data folder."""

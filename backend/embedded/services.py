@@ -1,0 +1,123 @@
+"""The product's services as data: what runs besides the servers, with which command, in which order."""
+
+import http.client
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backend.embedded import processes
+from backend.embedded.child import Child, StopSteps
+
+# Celery: SIGTERM lets running tasks end, SIGQUIT cancels them. Jobs that are cut off are taken up again by their lease.
+WORKER_STOP: StopSteps = ((signal.SIGTERM, 4.0), (signal.SIGQUIT, 2.0))
+API_STOP: StopSteps = ((signal.SIGTERM, 4.0),)
+QUEUES = {"default": 2, "llm": 2, "gpu": 1}
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process of the product. Services start in the order of their list."""
+
+    name: str
+    command: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    # Answers 200 when the service is ready; services without one are ready when launched.
+    health_url: str | None = None
+    # Whether the start waits for it before it goes on with the next service, and fails without it.
+    awaited: bool = False
+    stop_steps: StopSteps = ((signal.SIGTERM, 4.0),)
+    orphan_signal: signal.Signals = signal.SIGTERM
+
+
+def product_services(
+    data_dir: Path, host: str, port: int, llm_port: int | None, queues: Mapping[str, int] = QUEUES
+) -> list[Service]:
+    """The API, the embedded LLM unless `llm_port` is None, a worker per queue (name: processes), control, beat."""
+    services = [api(host, port)]
+    if llm_port is not None:
+        services.append(llm(llm_port))
+    services += [worker(name, concurrency) for name, concurrency in queues.items()]
+    # What beat schedules has a queue and a process of its own: no long task delays it.
+    return [*services, worker("control", None), beat(data_dir)]
+
+
+def api(host: str, port: int) -> Service:
+    options = ["--log-level", "warning", "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+    # Open event streams must not hold up the stop.
+    options += ["--timeout-graceful-shutdown", "2"]
+    return Service(
+        "api",
+        (sys.executable, "-m", "uvicorn", "backend.main:app", "--host", host, "--port", str(port), *options),
+        health_url=f"http://{reachable(host)}:{port}/health",
+        awaited=True,
+        stop_steps=API_STOP,
+    )
+
+
+def llm(port: int) -> Service:
+    return Service(
+        "llm",
+        (sys.executable, "-m", "backend.embedded.llm", "--port", str(port)),
+        health_url=f"http://127.0.0.1:{port}/health",
+    )
+
+
+def worker(queue: str, concurrency: int | None) -> Service:
+    """A worker for one queue; without a concurrency it runs its tasks in its own process, one after the other."""
+    pool = ("-P", "solo") if concurrency is None else ("-c", str(concurrency))
+    quiet = ("--without-gossip", "--without-mingle", "--disable-prefetch")
+    return _celery(f"worker-{queue}", "worker", "-Q", queue, *pool, "-n", f"{queue}@%h", *quiet)
+
+
+def beat(data_dir: Path) -> Service:
+    """The scheduler, not inside a worker (`-B`): that forks it, and nobody would notice the death of the fork."""
+    return _celery("beat", "beat", "-s", str(data_dir / "beat-schedule"), "--pidfile=")
+
+
+def _celery(name: str, *arguments: str) -> Service:
+    command = (sys.executable, "-m", "celery", "-A", "celery_app.app", *arguments, "-l", "warning")
+    return Service(name, command, stop_steps=WORKER_STOP, orphan_signal=signal.SIGQUIT)
+
+
+def reachable(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`, ready for a URL."""
+    address = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{address}]" if ":" in address else address
+
+
+class ServiceProcess(Child):
+    """A service under supervision."""
+
+    def __init__(self, service: Service, log: Path, env: Mapping[str, str]) -> None:
+        super().__init__(service.name, log)
+        self.service = service
+        self.stop_steps = service.stop_steps
+        self._env = {**env, **service.env}
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        return processes.spawn(
+            self.service.command,
+            log=self.log,
+            env={**self._env, **self.mark},
+            orphan_signal=self.service.orphan_signal,
+        )
+
+    def ready(self) -> bool:
+        return self.service.health_url is None or answers(self.service.health_url)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET gives 200. Not by urllib, which would ask the proxy that the environment may name."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=2)
+    try:
+        connection.request("GET", parts.path or "/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,1 @@
+"""Long work: the jobs table is the truth, and messages are hints."""

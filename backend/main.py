@@ -1,0 +1,112 @@
+"""The API application: `uvicorn backend.main:app`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+
+import backend.models  # noqa: F401  (every mapped class must be known before the first query)
+from backend import __version__
+from backend.api import errors, platform, studio
+from backend.api.auth import VerifiedTokens
+from backend.api.middleware import LocalGuard, RequestId
+from backend.api.services import Services
+from backend.api.sse import EventHub
+from backend.jobs.events import EventLog
+from backend.kit import redis as kit_redis
+from backend.kit.broker import Broker
+from backend.kit.config import Settings, get_settings
+from backend.kit.db import Database
+from backend.kit.log import configure_logging
+from backend.providers.base_models import ModelLibrary
+from backend.providers.huggingface import HubClient
+from backend.storage import open_storage
+from backend.users.service import seed_local_owner
+from backend.users.tokens import TokenSigner
+
+DESCRIPTION = """Turns documents into a training set, fine-tunes a language model on it, and proves that it got better.
+
+The **studio** face lies at `/` (UUIDs), the **platform** face at `/api` (integers); they show the same things."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    settings = settings or get_settings()
+    configure_logging(settings.log_level, json=settings.log_json)
+    app = FastAPI(
+        title="FineTuneFlow",
+        version=__version__,
+        description=DESCRIPTION,
+        license_info={"name": "Apache-2.0"},
+        lifespan=lambda app: _lifespan(app, settings),
+        generate_unique_id_function=_operation_id,
+    )
+    errors.install(app)
+    app.include_router(studio.router)
+    app.include_router(platform.router, prefix="/api")
+    # The last one added is the outermost.
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Total-Count"],
+        )
+    if settings.auth_mode == "local":
+        app.add_middleware(LocalGuard, hosts=settings.allowed_hosts, origins=settings.cors_origins)
+    app.add_middleware(RequestId)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    redis = kit_redis.connect(settings.redis_url)
+    services = Services(
+        settings=settings,
+        db=Database(
+            settings.database_url,
+            pool_size=settings.database_pool_size,
+            max_overflow=settings.database_max_overflow,
+        ),
+        redis=redis,
+        events=EventLog(redis),
+        hub=EventHub(redis),
+        broker=Broker(settings.redis_url),
+        storage=open_storage(settings.storage_url),
+        library=_library(settings),
+        signer=TokenSigner(settings.secret_key.get_secret_value()),
+    )
+    if settings.auth_mode == "local":
+        async with services.db.transaction() as session:
+            services.local_owner = await seed_local_owner(session)
+    app.state.services = services
+    app.state.verified_tokens = VerifiedTokens()
+    try:
+        yield
+    finally:
+        await services.hub.close()
+        services.broker.close()
+        await redis.aclose()
+        await services.db.close()
+
+
+def _library(settings: Settings) -> ModelLibrary:
+    hub = HubClient(
+        settings.hf_endpoint, settings.hf_token.get_secret_value(), timeout_seconds=settings.hf_timeout_seconds
+    )
+    return ModelLibrary(settings.models_path, hub)
+
+
+def _operation_id(route: APIRoute) -> str:
+    face = route.path.lstrip("/").split("/")[0]
+    return f"{'platform' if face == 'api' else 'studio'}_{route.name}"
+
+
+def __getattr__(name: str) -> Any:
+    # `app` is made when a server asks for it, so that importing this module needs no settings.
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)

@@ -1,0 +1,28 @@
+"""Every mapped class of every domain, imported once: for Alembic, and for processes that query across domains."""
+
+from backend.billing.models import LedgerEntry
+from backend.contents.models import Chunk, Content
+from backend.datasets.models import ChunkMark, Dataset, Example
+from backend.jobs.models import Job, Tick
+from backend.kit.models import Base
+from backend.projects.models import Project
+from backend.training.models import Artifact, FineTuning, HardwareReport
+from backend.users.models import User, UserSession
+
+__all__ = [
+    "Artifact",
+    "Base",
+    "Chunk",
+    "ChunkMark",
+    "Content",
+    "Dataset",
+    "Example",
+    "FineTuning",
+    "HardwareReport",
+    "Job",
+    "LedgerEntry",
+    "Project",
+    "Tick",
+    "User",
+    "UserSession",
+]

@@ -1,0 +1,64 @@
+"""Owner-scoped SELECTs over projects."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.kit.owner import Owner
+from backend.kit.pagination import Page, Window
+from backend.projects.errors import ProjectNotFound
+from backend.projects.models import Project
+
+# Plain SQL on purpose: this is the hottest list, and what it counts lies in tables of domains above this one.
+_STATS = """
+  (SELECT count(*) FROM contents c WHERE c.project_id = p.id) AS file_count,
+  (SELECT count(*) FROM chunks k WHERE k.project_id = p.id) AS chunk_count,
+  (SELECT count(*) FROM examples e
+     WHERE e.dataset_id = (SELECT max(d.id) FROM datasets d WHERE d.project_id = p.id)
+       AND e.split IN ('train', 'eval')) AS example_count,
+  (SELECT j.state FROM jobs j WHERE j.project_id = p.id ORDER BY j.id DESC LIMIT 1) AS last_job_status
+"""
+_LIST = text(f"""
+SELECT p.public_id, p.name, p.task_type, p.stage, p.base_model_id, p.created_at, p.updated_at, {_STATS}
+FROM projects p
+WHERE p.user_id = :user_id AND (CAST(:stage AS varchar) IS NULL OR p.stage = :stage)
+ORDER BY p.id DESC LIMIT :limit OFFSET :offset
+""")  # noqa: S608  (a constant of this file)
+_TOTAL = text("""
+SELECT count(*) FROM projects p
+WHERE p.user_id = :user_id AND (CAST(:stage AS varchar) IS NULL OR p.stage = :stage)
+""")
+_STATS_OF_ONE = text(f"SELECT {_STATS} FROM projects p WHERE p.id = :project_id")  # noqa: S608  (a constant of this file)
+
+
+async def page_projects(session: AsyncSession, owner: Owner, window: Window, stage: str | None) -> Page[Sequence[Any]]:
+    """The owner's projects, newest first, as rows with the four figures of `stats`."""
+    params = {"user_id": owner.id, "stage": stage}
+    bounds = {"limit": window.limit, "offset": window.offset}
+    rows: Sequence[Any] = (await session.execute(_LIST, params | bounds)).all()
+    if window.offset == 0 and len(rows) < window.limit:
+        return Page(rows, len(rows))
+    return Page(rows, int(await session.scalar(_TOTAL, params) or 0))
+
+
+async def stats_of(session: AsyncSession, project: Project) -> dict[str, Any]:
+    row = (await session.execute(_STATS_OF_ONE, {"project_id": project.id})).one()
+    return dict(row._mapping)
+
+
+async def get_project(session: AsyncSession, owner: Owner, public_id: UUID) -> Project:
+    project = await session.scalar(select(Project).where(Project.public_id == public_id, Project.user_id == owner.id))
+    if project is None:
+        raise ProjectNotFound()
+    return project
+
+
+async def get_by_id(session: AsyncSession, project_id: int) -> Project:
+    """For a job, whose row says which project it belongs to."""
+    project = await session.get(Project, project_id)
+    if project is None:
+        raise ProjectNotFound()
+    return project

@@ -1,0 +1,70 @@
+"""Making, changing and deleting projects."""
+
+from typing import Any
+
+from sqlalchemy import func, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.jobs import queries as job_queries
+from backend.jobs import service as jobs
+from backend.jobs.events import EventLog
+from backend.jobs.states import JobState
+from backend.kit.db import after_commit
+from backend.kit.owner import Owner
+from backend.projects.models import Project
+from backend.projects.stages import Stage
+from backend.storage import Storage
+
+
+async def create(
+    session: AsyncSession, owner: Owner, *, name: str, description: str | None, task_type: str, config: dict[str, Any]
+) -> Project:
+    project = Project(
+        user_id=owner.id,
+        name=name,
+        description=description,
+        task_type=task_type,
+        config=config,
+        stage=Stage.DRAFT,
+    )
+    session.add(project)
+    await session.flush()
+    return project
+
+
+async def change(session: AsyncSession, project: Project, changes: dict[str, Any]) -> Project:
+    """Sets the given fields; `config` is merged key by key."""
+    for field, value in changes.items():
+        setattr(project, field, {**project.config, **value} if field == "config" else value)
+    await session.flush()
+    await session.refresh(project)
+    return project
+
+
+async def delete(session: AsyncSession, storage: Storage, events: EventLog, project: Project) -> None:
+    """Deletes a project with its rows, files and artifacts; its running jobs lose their fence and stop by themselves.
+
+    A worker in the middle of a job finds its row gone at its next heartbeat, writes nothing and ends its child.
+    """
+    for job in await job_queries.live_jobs(session, project.id):
+        if job.state == JobState.QUEUED:
+            await jobs.cancel(session, events, job)
+    prefix = folder_of(project)
+    await session.delete(project)
+    await session.flush()
+
+    async def sweep_files() -> None:
+        await storage.delete_under(prefix)
+
+    after_commit(session, sweep_files)
+
+
+async def move_to(session: AsyncSession, project_id: int, stage: Stage) -> None:
+    await session.execute(
+        update(Project).where(Project.id == project_id).values(stage=stage, updated_at=func.clock_timestamp())
+    )
+
+
+def folder_of(project: Project) -> str:
+    """The key prefix under which everything of a project is stored."""
+    return f"projects/{project.public_id}"

@@ -1,0 +1,1 @@
+"""Training, evaluation and export of adapters, each run as a child process: the only code that imports torch."""

@@ -1,0 +1,219 @@
+"""Typed configs of the trainers and the strict loader that turns a JSON file into one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from backend.trainers.errors import INVALID_CONFIG, TrainerError
+
+Method = Literal["lora", "qlora"]
+Device = Literal["auto", "cpu", "cuda"]
+Variant = Literal["base", "tuned"]
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparams:
+    """Hyperparameters under their public names; the last five are optional refinements.
+
+    `eval_steps`, `save_steps`: every how many optimizer steps; None evaluates about once an epoch (at most ten times)
+    and saves once a minute. `keep`: which adapter the run delivers, the one with the best evaluation or the last.
+    """
+
+    num_epochs: int = 3
+    learning_rate: float = 2e-4
+    per_device_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+    max_seq_length: int = 2048
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.01
+    seed: int = 42
+    logging_steps: int = 1
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    keep: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_epochs learning_rate per_device_batch_size gradient_accumulation_steps max_seq_length lora_r "
+            "lora_alpha logging_steps"
+        )
+        for name in positive.split():
+            _require(getattr(self, name) > 0, name, "must be above 0")
+        for name in ("eval_steps", "save_steps"):
+            _require(getattr(self, name) is None or getattr(self, name) > 0, name, "must be above 0, or null")
+        for name in ("lora_dropout", "warmup_ratio"):
+            _require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
+        _require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        _require(self.seed >= 0, "seed", "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One fine-tuning run.
+
+    `base_model` is a local folder; `base_model_id` is the name that the delivered files show. `train_file` and
+    `eval_file` hold JSON lines `{"messages": [{"role", "content"}, ...]}`. `run_dir` receives checkpoints, then
+    `adapter/`, `training_config.json` and `metrics.json`. `threads` 0 leaves torch's own choice.
+    """
+
+    run_dir: Path
+    base_model: Path
+    base_model_id: str
+    train_file: Path
+    eval_file: Path | None = None
+    method: Method = "lora"
+    hyperparams: Hyperparams = field(default_factory=Hyperparams)
+    device: Device = "auto"
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compare base and adapter on `eval_file`; `samples` of its questions are also answered by both."""
+
+    base_model: Path
+    adapter: Path
+    eval_file: Path
+    output_file: Path
+    samples: int = 5
+    max_new_tokens: int = 128
+    max_seq_length: int = 2048
+    batch_size: int = 8
+    load_in_4bit: bool = False
+    device: Device = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 0, "samples", "must not be negative")
+        for name in ("max_new_tokens", "max_seq_length", "batch_size"):
+            _require(getattr(self, name) > 0, name, "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Answer `prompts` (each a list of messages `{"role", "content"}`); greedy while `temperature` is 0."""
+
+    base_model: Path
+    prompts: list[list[dict[str, str]]]
+    output_file: Path
+    adapter: Path | None = None
+    which: list[Variant] = field(default_factory=lambda: ["base", "tuned"])
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 42
+    batch_size: int = 8
+    load_in_4bit: bool = False
+    device: Device = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.prompts) and all(self.prompts), "prompts", "must hold at least one prompt with messages")
+        _require(self.max_new_tokens > 0, "max_new_tokens", "must be above 0")
+        _require(self.batch_size > 0, "batch_size", "must be above 0")
+        _require(self.temperature >= 0, "temperature", "must not be negative")
+        _require(bool(self.which), "which", 'must name "base", "tuned" or both')
+        _require("tuned" not in self.which or self.adapter is not None, "adapter", 'is needed for "tuned"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Merge `adapter` into `base_model` and write a complete model folder to `output_dir`."""
+
+    base_model: Path
+    adapter: Path
+    output_dir: Path
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Turn the GGUF file `gguf_file` into a bf16 safetensors model folder `output_dir`."""
+
+    gguf_file: Path
+    output_dir: Path
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizingConfig:
+    """Count the parameters of the model described by `config_dir/config.json`; no weights are needed."""
+
+    config_dir: Path
+    lora_r: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareConfig:
+    """Probe this machine; nothing to set."""
+
+
+def load_config(config_type: type[ConfigT], path: Path) -> ConfigT:
+    """Read `path` strictly: unknown, missing or mistyped keys raise TrainerError INVALID_CONFIG that names them."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainerError(INVALID_CONFIG, f"The config file {path} is not readable JSON: {error}.") from error
+    return parse_config(config_type, data)
+
+
+def parse_config(config_type: type[ConfigT], data: object, where: str = "") -> ConfigT:
+    """Build a `config_type` from decoded JSON. `where` prefixes names in messages, for nested objects."""
+    if not isinstance(data, dict):
+        raise TrainerError(INVALID_CONFIG, f"{where or 'The config'} must be a JSON object.")
+    accepted = {item.name: item for item in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(accepted)):
+        raise TrainerError(
+            INVALID_CONFIG,
+            f"Unknown key {', '.join(where + name for name in unknown)}. Accepted: {', '.join(accepted)}.",
+        )
+    required = {
+        name
+        for name, item in accepted.items()
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(data)):
+        raise TrainerError(INVALID_CONFIG, f"Missing key {', '.join(where + name for name in missing)}.")
+    hints = typing.get_type_hints(config_type)
+    return config_type(**{name: _convert(hints[name], value, where + name) for name, value in data.items()})
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(item for item in arguments if item is not type(None)), value, name)
+    if origin is Literal:
+        _require(value in arguments, name, f"must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is list:
+        _require(isinstance(value, list), name, "must be a list")
+        return [_convert(arguments[0], item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if origin is dict:
+        _require(isinstance(value, dict), name, "must be an object")
+        return {key: _convert(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return parse_config(typing.cast(type[Any], kind), value, f"{name}.")
+    if kind is Path:
+        _require(isinstance(value, str) and value != "", name, "must be a path")
+        return Path(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _require(type(value) is kind, name, f"must be of type {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _require(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise TrainerError(INVALID_CONFIG, f"{name} {message}.")

@@ -1,0 +1,59 @@
+"""Answers chat prompts by the base model, the tuned one, or both: `python -m backend.trainers.generate CONFIG.json`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from backend.trainers import process
+from backend.trainers.config import GenerateConfig, Variant
+from backend.trainers.events import Events
+
+
+def generate(config: GenerateConfig, events: Events, cancellation: process.Cancellation) -> None:
+    """Write `output_file`: `{"answers": [{"messages": [...], "base": "...", "tuned": "..."}, ...]}`."""
+    # Loaded late: see qlora.py.
+    from backend.trainers import checkpoints, loading
+    from backend.trainers.answering import answer_as
+
+    started = time.monotonic()
+    events.stage("loading")
+    target = loading.choose_target(config.device, config.threads)
+    tokenizer = loading.load_tokenizer(config.base_model)
+    model = loading.load_base(config.base_model, target, four_bit=config.load_in_4bit)
+    if config.adapter is not None and "tuned" in config.which:
+        model = loading.load_adapter(model, config.adapter)
+
+    events.stage("generating")
+    total = len(config.prompts) * len(config.which)
+    answers: dict[Variant, list[str]] = {}
+    answered = 0
+
+    def report(done: int) -> None:
+        events.progress(answered + done, total, f"Answered {answered + done}/{total}")
+
+    for variant in config.which:
+        answers[variant] = answer_as(
+            variant,
+            model,
+            tokenizer,
+            config.prompts,
+            target=target,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            on_batch=report,
+        )
+        answered += len(config.prompts)
+    rows = [
+        {"messages": messages, **{variant: given[index] for variant, given in answers.items()}}
+        for index, messages in enumerate(config.prompts)
+    ]
+    checkpoints.write_json(config.output_file, {"answers": rows})
+    seconds = round(time.monotonic() - started, 3)
+    events.emit("complete", status="success", duration_seconds=seconds, answers=len(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(process.run(GenerateConfig, generate))

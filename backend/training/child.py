@@ -1,0 +1,98 @@
+"""Runs a trainer as a child process in a session of its own: events in, cancel out, and nobody left behind."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from backend.training.errors import TrainerFailed, TrainerKilled
+
+log = logging.getLogger(__name__)
+
+OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
+
+REPORTED = 3
+_LINE_BYTES = 1024 * 1024
+_STDERR_TAIL = 2000
+
+
+async def run_trainer(
+    module: str, config: dict[str, Any], folder: Path, on_event: OnEvent, *, grace_seconds: float
+) -> dict[str, Any]:
+    """Runs `python -m backend.trainers.<module>` to its end; returns its `complete` event.
+
+    A cancel of this call sends SIGTERM, then after the grace SIGKILL, to the child's whole process group.
+    Raises TrainerFailed with the trainer's own words, or TrainerKilled when it ended without any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config_path = folder / f"{module}.config.json"
+    config_path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    with (folder / f"{module}.log").open("ab") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            f"backend.trainers.{module}",
+            str(config_path),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            limit=_LINE_BYTES,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"},
+        )
+    try:
+        last = await _follow(process, on_event)
+        exit_code = await process.wait()
+    finally:
+        await _end(process, grace_seconds)
+    if exit_code == 0:
+        return last.get("complete", {})
+    if "error" in last:
+        error = last["error"]
+        raise TrainerFailed(
+            str(error.get("error_code", "TRAINING_FAILED")), str(error.get("error", "Training failed."))
+        )
+    log.error("trainer %s ended with %d: %s", module, exit_code, _tail(folder / f"{module}.log"))
+    raise TrainerKilled(exit_code=exit_code)
+
+
+async def _follow(process: asyncio.subprocess.Process, on_event: OnEvent) -> dict[str, dict[str, Any]]:
+    """Hands each event on as it comes; returns the last one of each name."""
+    assert process.stdout is not None
+    last: dict[str, dict[str, Any]] = {}
+    async for line in process.stdout:
+        try:
+            event = json.loads(line)
+            name = event["event"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("trainer wrote a line that is no event: %r", line[:200])
+            continue
+        last[name] = event
+        await on_event(event)
+    return last
+
+
+async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
+    """Leaves no process of the child's group alive, whatever happens to this task meanwhile."""
+    if process.returncode is None:
+        _signal(process.pid, signal.SIGTERM)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), grace_seconds)
+    _signal(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _tail(path: Path) -> str:
+    data = path.read_bytes()
+    return data[-_STDERR_TAIL:].decode("utf-8", "replace")

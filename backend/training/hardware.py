@@ -1,0 +1,143 @@
+"""What the gpu workers can train with: probed by a child on each, kept in the database, answered from there."""
+
+import asyncio
+import json
+import logging
+import shutil
+import sys
+import time
+from typing import Any
+
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.training import queries
+from backend.training.models import HardwareReport
+from backend.training.sizing import recommend_method
+
+log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_SECONDS = 180.0
+# Loading torch takes seconds of CPU, and machines seldom change under a running worker.
+_PROBE_EVERY_SECONDS = 3600.0
+_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits")
+_cached: tuple[float, dict[str, Any]] | None = None
+
+
+async def probe() -> dict[str, Any]:
+    """This machine's report: nvidia-smi's word each time, torch's word at most once an hour."""
+    global _cached
+    if _cached is None or time.monotonic() - _cached[0] > _PROBE_EVERY_SECONDS:
+        _cached = (time.monotonic(), await _ask_torch())
+    return {**_cached[1], **await _ask_nvidia_smi()}
+
+
+async def save(session: AsyncSession, worker: str, report: dict[str, Any]) -> None:
+    statement = insert(HardwareReport).values(worker=worker, report=report, reported_at=func.clock_timestamp())
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["worker"],
+            set_={"report": statement.excluded.report, "reported_at": statement.excluded.reported_at},
+        )
+    )
+
+
+async def check(session: AsyncSession) -> dict[str, Any]:
+    """The contract's answer, for the best gpu worker that has reported."""
+    reports = [row.report for row in await queries.hardware_reports(session)]
+    if not reports:
+        return _shape({}, ["No gpu worker has reported yet. Start one, or wait some seconds after the start."])
+    best = max(reports, key=_gigabytes)
+    return _shape(best, [])
+
+
+def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    gpus = report.get("gpus") or report.get("smi_gpus") or []
+    first = gpus[0] if gpus else {}
+    method, reason = recommend_method(report or None, None)
+    cuda = bool(report.get("cuda_available"))
+    notes = []
+    if cuda and report.get("bnb_available"):
+        notes.append("All checks passed")
+    elif report and not gpus:
+        notes.append("Training works on the CPU of this machine, for small models only.")
+        warnings = [*warnings, "No NVIDIA GPU found. Consider using a cloud GPU instance."]
+    elif gpus and not cuda:
+        warnings = [*warnings, "A GPU is there, but torch cannot use it. Install a CUDA build of torch and its driver."]
+    return {
+        "has_nvidia_smi": bool(report.get("has_nvidia_smi")),
+        "gpu_name": first.get("name"),
+        "gpu_count": len(gpus),
+        "vram_total_gb": first.get("vram_total_gb"),
+        "vram_free_gb": first.get("vram_free_gb"),
+        "driver_version": report.get("driver_version"),
+        "cuda_runtime": report.get("torch_cuda"),
+        "torch_version": report.get("torch_version"),
+        "torch_cuda": report.get("torch_cuda"),
+        "cuda_available": cuda,
+        "bnb_available": bool(report.get("bnb_available")) and cuda,
+        "recommended_method": method,
+        "recommendation_reason": reason,
+        "notes": notes,
+        "warnings": warnings,
+    }
+
+
+def _gigabytes(report: dict[str, Any]) -> float:
+    return sum(float(gpu.get("vram_total_gb") or 0) for gpu in report.get("gpus") or [])
+
+
+async def _ask_torch() -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "backend.trainers.hardware",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT_SECONDS)
+        found: dict[str, Any] = json.loads(output)
+        return found
+    except (TimeoutError, ValueError) as error:
+        log.warning("the hardware probe gave no answer: %s", error)
+        return {}
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _ask_nvidia_smi() -> dict[str, Any]:
+    if shutil.which(_SMI[0]) is None:
+        return {"has_nvidia_smi": False}
+    process = await asyncio.create_subprocess_exec(
+        *_SMI, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 20)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {"has_nvidia_smi": False}
+    if process.returncode != 0:
+        return {"has_nvidia_smi": False}
+    return read_nvidia_smi(output.decode())
+
+
+def read_nvidia_smi(output: str) -> dict[str, Any]:
+    """The report's part that comes from nvidia-smi's CSV lines: name, total MiB, free MiB, driver."""
+    gpus = []
+    driver = None
+    for line in output.strip().splitlines():
+        name, total, free, driver = (part.strip() for part in line.split(",", 3))
+        gpus.append(
+            {
+                "name": name,
+                "vram_total_gb": round(float(total) * 1024**2 / 1e9, 1),
+                "vram_free_gb": round(float(free) * 1024**2 / 1e9, 1),
+            }
+        )
+    return {"has_nvidia_smi": True, "driver_version": driver, "smi_gpus": gpus}

@@ -1,0 +1,282 @@
+"""A fine-tuning on this worker: dataset to files, base model to disk, trainer, evaluation, artifacts."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, func, update
+
+from backend.datasets import queries as dataset_queries
+from backend.datasets.models import Example
+from backend.jobs.running import JobRun
+from backend.kit.config import Settings
+from backend.projects import queries as project_queries
+from backend.projects import service as projects
+from backend.projects.models import Project
+from backend.providers.base_models import ModelLibrary
+from backend.storage import Storage, file_digest
+from backend.training import queries
+from backend.training.child import run_trainer
+from backend.training.models import Artifact, FineTuning
+
+# Where each part of a run lies on its progress bar, in percent.
+_PREPARED, _TRAINED, _EVALUATED = 5.0, 85.0, 97.0
+_SAMPLES = 6
+_SAMPLE_TOKENS = 96
+_MESSAGE_OF_STAGE = {
+    "loading": "Loading the base model",
+    "baseline": "Scoring the base model on held-out examples",
+    "training": "Training",
+    "evaluating": "Scoring the tuned model on held-out examples",
+    "generating": "Both models answer held-out questions",
+    "saving": "Saving the adapter",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a gpu worker works with."""
+
+    settings: Settings
+    storage: Storage
+    library: ModelLibrary
+
+
+async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
+    """The training job. Killed in the middle, the next attempt resumes from the last whole checkpoint."""
+    async with run.reading() as session:
+        fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
+        project = await project_queries.get_by_id(session, run.project_id)
+        train_rows = await dataset_queries.list_valid(session, fine_tuning.dataset_id, "train")
+        eval_rows = await dataset_queries.list_valid(session, fine_tuning.dataset_id, "eval")
+    await _set(run, fine_tuning, status="preparing", started_at=func.coalesce(FineTuning.started_at, func.now()))
+    await _clear_ended_runs(run, bench.settings)
+    folder = run_folder(bench.settings, fine_tuning)
+    write_conversations(folder / "train.jsonl", train_rows)
+    write_conversations(folder / "eval.jsonl", eval_rows)
+    base = await _base_model(run, bench, project, fine_tuning)
+
+    await _set(run, fine_tuning, status="training")
+    metrics = await _run_training(run, bench, fine_tuning, folder, base, has_eval=bool(eval_rows))
+    samples = await _run_evaluation(run, bench, fine_tuning, folder, base) if eval_rows else []
+    await _keep(run, bench, project, fine_tuning, folder, {**metrics, "samples": samples})
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        key: metrics[key]
+        for key in (
+            "steps",
+            "final_train_loss",
+            "eval_loss_base",
+            "eval_loss_tuned",
+            "train_seconds",
+            "train_examples",
+            "eval_examples",
+            "adapter_bytes",
+        )
+        if key in metrics
+    }
+
+
+async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
+    """Asks the base and the tuned model the same questions."""
+    async with run.reading() as session:
+        fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
+        project = await project_queries.get_by_id(session, run.project_id)
+        adapter = await queries.list_artifacts(session, fine_tuning.id, queries.ADAPTER)
+    folder = bench.settings.data_dir / "runs" / f"compare-{run.claim.public_id}"
+    try:
+        base = await _base_model(run, bench, project, fine_tuning)
+        for artifact in adapter:
+            (folder / "adapter").mkdir(parents=True, exist_ok=True)
+            await bench.storage.save_to(artifact.file_key, folder / "adapter" / artifact.filename)
+        config = {
+            "base_model": str(base),
+            "adapter": str(folder / "adapter"),
+            "prompts": [[{"role": "user", "content": question}] for question in run.params["questions"]],
+            "output_file": str(folder / "answers.json"),
+            "max_new_tokens": int(run.params["max_new_tokens"]),
+            "device": bench.settings.training_device,
+            "threads": bench.settings.training_threads,
+        }
+
+        async def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "progress":
+                await run.progress(float(event["progress_pct"]), str(event["message"]))
+
+        await _run_child(bench, "generate", config, folder, on_event)
+        answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))["answers"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "answers": [
+            {"question": row["messages"][-1]["content"], "base": row["base"], "tuned": row["tuned"]} for row in answers
+        ]
+    }
+
+
+def run_folder(settings: Settings, fine_tuning: FineTuning) -> Path:
+    """The worker's own folder of one run: its data, checkpoints and logs until it is over."""
+    return settings.data_dir / "runs" / str(fine_tuning.public_id)
+
+
+def conversation_of(example: Example) -> dict[str, Any]:
+    """An example as chat messages: the input stands below the instruction when there is one."""
+    question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": example.output},
+        ]
+    }
+
+
+def write_conversations(path: Path, examples: Sequence[Example]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(conversation_of(example), ensure_ascii=False) for example in examples)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+async def _base_model(run: JobRun, bench: Bench, project: Project, fine_tuning: FineTuning) -> Path:
+    info = project.model_info or {}
+    revision = info.get("revision") if info.get("model_id") == fine_tuning.model else None
+    seen = (0, 0)
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal seen
+        seen = (done, total)
+
+    await run.progress(0, "Preparing the base model", force=True)
+    fetching = asyncio.ensure_future(bench.library.ensure_weights(fine_tuning.model, revision, on_progress))
+    try:
+        while not (await asyncio.wait({fetching}, timeout=1.0))[0]:
+            done, total = seen
+            if total:
+                message = f"Fetching the base model, {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+                await run.progress(_PREPARED * done / total, message)
+    finally:
+        if not fetching.done():
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+    return fetching.result()
+
+
+async def _run_training(
+    run: JobRun, bench: Bench, fine_tuning: FineTuning, folder: Path, base: Path, *, has_eval: bool
+) -> dict[str, Any]:
+    config = {
+        "run_dir": str(folder / "out"),
+        "base_model": str(base),
+        "base_model_id": fine_tuning.model,
+        "train_file": str(folder / "train.jsonl"),
+        "eval_file": str(folder / "eval.jsonl") if has_eval else None,
+        "method": fine_tuning.method,
+        "hyperparams": fine_tuning.hyperparameters,
+        "device": bench.settings.training_device,
+        "threads": bench.settings.training_threads,
+    }
+    seen: dict[str, Any] = dict(fine_tuning.metrics)
+
+    async def on_event(event: dict[str, Any]) -> None:
+        name, data = event["event"], {key: value for key, value in event.items() if key != "event"}
+        if name == "progress":
+            share = _PREPARED + (_TRAINED - _PREPARED) * float(data["progress_pct"]) / 100
+            seen.update(step=data["step"], total_steps=data["total_steps"])
+            await _set(run, fine_tuning, metrics=dict(seen), progress=share)
+            await run.progress(share, str(data["message"]))
+        elif name in ("log", "eval", "checkpoint"):
+            seen.update({key: data[key] for key in _SHOWN if key in data})
+            await run.emit(name, data)
+        elif name == "stage":
+            await run.progress(0, _MESSAGE_OF_STAGE.get(data["name"], data["name"]), force=True)
+        elif name == "warning":
+            await run.emit("log", {"message": data["message"]})
+
+    await _run_child(bench, "qlora", config, folder, on_event)
+    metrics: dict[str, Any] = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+async def _run_evaluation(
+    run: JobRun, bench: Bench, fine_tuning: FineTuning, folder: Path, base: Path
+) -> list[dict[str, Any]]:
+    """Loads the saved adapter afresh, as a user would, and lets both models answer held-out questions."""
+    config = {
+        "base_model": str(base),
+        "adapter": str(folder / "out" / "adapter"),
+        "eval_file": str(folder / "eval.jsonl"),
+        "output_file": str(folder / "evaluation.json"),
+        "samples": _SAMPLES,
+        "max_new_tokens": _SAMPLE_TOKENS,
+        "max_seq_length": fine_tuning.hyperparameters["max_seq_length"],
+        "device": bench.settings.training_device,
+        "threads": bench.settings.training_threads,
+    }
+
+    async def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "stage":
+            await run.progress(_TRAINED, _MESSAGE_OF_STAGE.get(event["name"], event["name"]), force=True)
+
+    await _run_child(bench, "evaluate", config, folder, on_event)
+    found: list[dict[str, Any]] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["samples"]
+    return found
+
+
+async def _run_child(bench: Bench, module: str, config: dict[str, Any], folder: Path, on_event: Any) -> None:
+    grace = bench.settings.training_cancel_grace_seconds
+    await run_trainer(module, config, folder, on_event, grace_seconds=grace)
+
+
+async def _keep(
+    run: JobRun, bench: Bench, project: Project, fine_tuning: FineTuning, folder: Path, metrics: dict[str, Any]
+) -> None:
+    """Stores the adapter's files and gives them rows; an attempt that lost its job leaves none behind."""
+    await run.progress(_EVALUATED, "Saving the adapter", force=True)
+    files = sorted(path for path in (folder / "out" / "adapter").iterdir() if path.is_file())
+    files += [folder / "out" / "training_config.json"]
+    # The attempt is part of the key: a zombie that is still writing cannot touch the files of its successor.
+    prefix = f"{projects.folder_of(project)}/runs/{fine_tuning.public_id}/{run.claim.fence}"
+    artifacts = []
+    for path in files:
+        await bench.storage.put_file(f"{prefix}/{path.name}", path)
+        artifacts.append(
+            Artifact(
+                fine_tuning_id=fine_tuning.id,
+                role=queries.ADAPTER,
+                filename=path.name,
+                size_bytes=path.stat().st_size,
+                sha256=await asyncio.to_thread(file_digest, path),
+                file_key=f"{prefix}/{path.name}",
+            )
+        )
+    try:
+        async with run.writing() as session:
+            await session.execute(
+                delete(Artifact).where(Artifact.fine_tuning_id == fine_tuning.id, Artifact.role == queries.ADAPTER)
+            )
+            session.add_all(artifacts)
+            await session.execute(update(FineTuning).where(FineTuning.id == fine_tuning.id).values(metrics=metrics))
+    except BaseException:
+        await bench.storage.delete([artifact.file_key for artifact in artifacts])
+        raise
+
+
+async def _clear_ended_runs(run: JobRun, settings: Settings) -> None:
+    """Deletes the folders of runs that are over: those that failed, were cancelled or whose project is gone."""
+    folders = [path for path in (settings.data_dir / "runs").glob("*-*-*-*-*") if path.is_dir()]
+    async with run.reading() as session:
+        live = await queries.live_public_ids(session)
+    for path in folders:
+        if path.name not in live and not path.name.startswith("compare-"):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+async def _set(run: JobRun, fine_tuning: FineTuning, **values: Any) -> None:
+    async with run.writing() as session:
+        await session.execute(update(FineTuning).where(FineTuning.id == fine_tuning.id).values(**values))
+
+
+_SHOWN = ("train_loss", "eval_loss", "learning_rate", "epoch")

@@ -1,0 +1,1 @@
+"""The workers: they claim jobs, run them, and record how they ended."""

@@ -1,0 +1,59 @@
+"""Makes what a job needs from the settings: the writing model, the tokenizer that counts, the library of base models."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from backend.contents.chunking import ApproximateTokenCounter, HuggingFaceTokenCounter, TokenCounter
+from backend.datasets.errors import NoModelForGeneration
+from backend.datasets.generation import Writer
+from backend.datasets.strategies.choice import strategy_for
+from backend.jobs.running import JobRun
+from backend.projects import queries as project_queries
+from backend.providers.base_models import ModelLibrary
+from backend.providers.huggingface import HubClient
+from backend.providers.llm.openai_compatible import OpenAICompatibleModel
+from backend.training.local import Bench
+from celery_app.runtime import Runtime
+
+
+def library(current: Runtime) -> ModelLibrary:
+    settings = current.settings
+    hub = HubClient(
+        settings.hf_endpoint, settings.hf_token.get_secret_value(), timeout_seconds=settings.hf_timeout_seconds
+    )
+    return ModelLibrary(settings.models_path, hub, threads=settings.training_threads)
+
+
+def bench(current: Runtime) -> Bench:
+    return Bench(settings=current.settings, storage=current.storage, library=library(current))
+
+
+async def token_counter(run: JobRun, current: Runtime) -> TokenCounter:
+    """The tokenizer of the project's base model, or an estimate while none is chosen or it cannot be had."""
+    async with run.reading() as session:
+        base_model = (await project_queries.get_by_id(session, run.project_id)).base_model_id
+    path = await library(current).tokenizer_file(base_model) if base_model else None
+    return ApproximateTokenCounter() if path is None else HuggingFaceTokenCounter(path)
+
+
+@asynccontextmanager
+async def writer(run: JobRun, current: Runtime) -> AsyncIterator[Writer]:
+    """The configured language model with the strategy that fits its strength; `model` of the job overrides its name."""
+    settings = current.settings
+    name = run.params.get("model") or settings.llm_model
+    if not settings.llm_base_url or not name:
+        raise NoModelForGeneration()
+    async with OpenAICompatibleModel(
+        base_url=settings.llm_base_url,
+        model=name,
+        api_key=settings.llm_api_key.get_secret_value() or None,
+        timeout_seconds=settings.llm_timeout_seconds,
+        max_concurrency=settings.llm_max_concurrency,
+        max_attempts=settings.llm_max_attempts,
+    ) as model:
+        yield Writer(
+            model=model,
+            strategy=strategy_for(name, settings.llm_strategy),
+            counter=await token_counter(run, current),
+            max_concurrency=settings.llm_max_concurrency,
+        )

@@ -1,0 +1,200 @@
+"""The child process: its limits, what it may not do, and how it ends."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backend.contents.extraction import (
+    DocumentBroken,
+    DocumentTooComplex,
+    ExtractedDocument,
+    ExtractionLimits,
+    extract_to_file,
+)
+from tests.contents import corpus
+from tests.contents.conftest import Extract
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and process lists of Linux")
+
+
+def confined(code: str) -> "subprocess.CompletedProcess[str]":
+    """Run code in a process that has put the limits of a parser on itself."""
+    prelude = (
+        "import os, sys, subprocess, socket, ctypes, pathlib\n"
+        "from backend.contents.parsers.confinement import *\n"
+        "from backend.contents.parsers.limits import ExtractionLimits\n"
+        "limits = ExtractionLimits(cpu_seconds=5, step_cpu_seconds=1)\n"
+        "limit_resources(limits)\nrefuse_network_and_processes()\nstart_step(limits)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", prelude + code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "socket.socket()",
+        "socket.getaddrinfo('localhost', 80)",
+        "socket.create_connection(('127.0.0.1', 9))",
+        "subprocess.run(['true'])",
+        "os.system('true')",
+        "os.fork()",
+        "os.execv('/bin/true', ['true'])",
+        "os.posix_spawn('/bin/true', ['true'], {})",
+        "open('/tmp/written-by-a-parser', 'w')",
+        "os.open('/tmp/written-by-a-parser', os.O_WRONLY | os.O_CREAT)",
+        "pathlib.Path('/tmp/written-by-a-parser').write_text('x')",
+        "os.remove('/tmp/nothing')",
+        "os.kill(os.getppid(), 0)",
+        "ctypes.CDLL('libm.so.6')",
+    ],
+)
+def test_what_a_parser_may_not_do(code: str) -> None:
+    done = confined(f"try:\n    {code}\nexcept PermissionError as error:\n    print('refused', error)\n")
+    assert done.stdout.startswith("refused A document parser may not"), done
+
+
+@linux
+def test_memory_is_limited() -> None:
+    done = confined("bytearray(700 * 1024 * 1024)")
+    assert "MemoryError" in done.stderr
+
+
+@linux
+def test_time_is_limited() -> None:
+    assert confined("while True: pass").returncode == -signal.SIGPROF
+
+
+@linux
+def test_output_is_limited() -> None:
+    done = confined(
+        "print(ExtractionLimits().output_bytes, __import__('resource').getrlimit(__import__('resource').RLIMIT_FSIZE))"
+    )
+    assert done.stdout.split() == ["134217728", "(134217728,", "134217728)"]
+
+
+async def test_the_environment_of_the_child_holds_no_secret(
+    extract_bytes: Extract, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-in-the-environment")
+    task = asyncio.create_task(extract_bytes(slow_document(), corpus.PDF))
+    child = await started_child()
+    environment = Path(f"/proc/{child}/environ").read_bytes()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert b"PYTHONPATH=" in environment
+    assert b"canary" not in environment
+
+
+@linux
+async def test_cancelling_kills_the_child_and_leaves_no_file(tmp_path: Path) -> None:
+    source, destination = tmp_path / "slow.pdf", tmp_path / "text.jsonl"
+    source.write_bytes(slow_document())
+    task = asyncio.create_task(extract_to_file(source, corpus.PDF, destination))
+    child = await started_child()
+    assert os.getsid(child) == child != os.getsid(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not Path(f"/proc/{child}").exists()
+    assert not destination.exists()
+
+
+@linux
+async def test_the_wall_clock_ends_a_child(extract_bytes: Extract) -> None:
+    started = time.monotonic()
+    with pytest.raises(DocumentTooComplex, match="Split it into smaller documents"):
+        await extract_bytes(slow_document(), corpus.PDF, ExtractionLimits(timeout_seconds=0.7))
+    assert time.monotonic() - started < 5
+
+
+@linux
+async def test_a_page_that_takes_too_long_ends_a_child(extract_bytes: Extract) -> None:
+    with pytest.raises(DocumentTooComplex):
+        await extract_bytes(slow_document(), corpus.PDF, ExtractionLimits(step_cpu_seconds=0.5))
+
+
+@linux
+async def test_too_little_memory_is_a_typed_error(extract_bytes: Extract) -> None:
+    for megabytes in (1, 16, 24, 28):
+        with pytest.raises(DocumentTooComplex):
+            await extract_bytes(slow_document(), corpus.PDF, ExtractionLimits(memory_bytes=megabytes * 1024 * 1024))
+
+
+@linux
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    source = tmp_path / "slow.pdf"
+    source.write_bytes(slow_document())
+    code = (
+        "import asyncio\nfrom pathlib import Path\nfrom backend.contents.extraction import extract\n"
+        f"asyncio.run(extract(Path({str(source)!r}), 'application/pdf'))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+        child = wait_for_child(parent.pid)
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while is_running(child) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running(child)
+
+
+async def test_an_older_text_at_the_destination_is_replaced(tmp_path: Path) -> None:
+    source, destination = tmp_path / "a.txt", tmp_path / "text.jsonl"
+    source.write_text("A sentence.")
+    destination.write_bytes(b"x" * 10_000)
+    summary = await extract_to_file(source, corpus.TEXT, destination)
+    document = ExtractedDocument.from_bytes(destination.read_bytes())
+    assert document.summary() == summary
+    assert [json.loads(line)["text"] for line in destination.read_bytes().splitlines()[1:]] == ["A sentence."]
+
+
+async def test_an_unknown_type_is_refused(extract_bytes: Extract) -> None:
+    with pytest.raises(DocumentBroken, match="image/png cannot be read"):
+        await extract_bytes(b"x", "image/png")
+
+
+def slow_document() -> bytes:
+    """One page that takes seconds: text in hundreds of thousands of places."""
+    words = b"".join(b"BT /F1 9 Tf %d %d Td (a b) Tj ET\n" % (i % 600, i * 7 % 790) for i in range(120_000))
+    return corpus.one_page(corpus.stream(words))
+
+
+async def started_child() -> int:
+    return await asyncio.to_thread(wait_for_child, os.getpid())
+
+
+def wait_for_child(parent: int) -> int:
+    """The id of the child once it is confined, that is, once its parser has begun."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and is_parser_of(entry, parent):
+                return int(entry.name)
+        time.sleep(0.02)
+    raise TimeoutError("no child was started")
+
+
+def is_parser_of(entry: Path, parent: int) -> bool:
+    try:
+        command = (entry / "cmdline").read_bytes()
+        status = (entry / "stat").read_text().rpartition(")")[2].split()
+        return b"backend.contents.parsers" in command and int(status[1]) == parent
+    except OSError:
+        return False
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

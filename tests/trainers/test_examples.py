@@ -1,0 +1,109 @@
+"""Encoding: labels cover the answer and its end token; batches group lengths and depend on seed and epoch alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.trainers.errors import TrainerError
+from tests.trainers.tiny import EVAL_ROWS, write_lines
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base_model: Path) -> Any:
+    from backend.trainers.loading import load_tokenizer
+
+    return load_tokenizer(base_model)
+
+
+def test_only_the_answer_is_learned(tokenizer: Any) -> None:
+    from backend.trainers.examples import encode
+
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "First?"},
+        {"role": "assistant", "content": "An earlier answer."},
+        {"role": "user", "content": "Which colour has the lid?"},
+        {"role": "assistant", "content": "The lid is red."},
+    ]
+    example = encode(tokenizer, messages)
+    learned = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != -100]
+    assert tokenizer.decode(learned) == "The lid is red.<|im_end|>"
+    assert tokenizer.decode(example.input_ids).endswith("assistant\nThe lid is red.<|im_end|>")
+    assert "An earlier answer." in tokenizer.decode(example.input_ids)
+
+
+def test_a_template_without_an_end_token_gets_one(tokenizer: Any) -> None:
+    from backend.trainers.examples import encode
+
+    template = tokenizer.chat_template
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    try:
+        example = encode(tokenizer, EVAL_ROWS[0]["messages"])
+    finally:
+        tokenizer.chat_template = template
+    assert example.labels[-1] == tokenizer.eos_token_id
+
+
+def test_long_examples_are_left_out_and_counted(tokenizer: Any, tmp_path: Path) -> None:
+    from backend.trainers.examples import encode_set
+
+    long = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "kettle " * 300}]}
+    path = write_lines(tmp_path / "d.jsonl", [*EVAL_ROWS, long])
+    encoded = encode_set(tokenizer, path, 64)
+    assert (len(encoded.examples), encoded.skipped) == (len(EVAL_ROWS), 1)
+    assert encoded.longest > 64
+    with pytest.raises(TrainerError) as caught:
+        encode_set(tokenizer, path, 4)
+    assert caught.value.code == "DATASET_TOO_LONG"
+    assert "max_seq_length=4" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        "[]",
+        json.dumps({"messages": []}),
+        json.dumps({"messages": [{"role": "user", "content": "only a question"}]}),
+        json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
+    from backend.trainers.examples import read_conversations
+
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(EVAL_ROWS[0]) + "\n\n" + line + "\n")
+    with pytest.raises(TrainerError, match=r"Line 3 of d\.jsonl") as caught:
+        read_conversations(path)
+    assert caught.value.code == "DATASET_UNUSABLE"
+
+
+def test_an_empty_dataset_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    from backend.trainers.examples import encode_set
+
+    with pytest.raises(TrainerError, match="no examples"):
+        encode_set(tokenizer, write_lines(tmp_path / "d.jsonl", []), 64)
+
+
+def test_batches_hold_similar_lengths_in_a_new_order_each_epoch() -> None:
+    from backend.trainers.examples import LengthGroupedSampler
+
+    lengths = [(index * 37) % 101 for index in range(67)]
+    sampler = LengthGroupedSampler(lengths, 8, seed=3)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(67))
+        assert list(sampler) == orders[-1]
+    assert orders[0] != orders[1] != orders[2]
+
+    def padding(order: list[int]) -> int:
+        batches = [order[at : at + 8] for at in range(0, 67, 8)]
+        return sum(max(lengths[i] for i in batch) * len(batch) - sum(lengths[i] for i in batch) for batch in batches)
+
+    assert padding(orders[0]) < 0.5 * padding(list(range(67)))
