@@ -33,7 +33,8 @@ _SPACES = re.compile(r"\s+")
 # A French closing guillemet stands after a space, hence the optional one inside the closers. Possessive quantifiers and
 # the look-behind keep a million full stops linear.
 _END = re.compile(
-    rf"(?<![.!?\u2026])(?P<mark>[.!?\u2026]++)(?P<close>(?:[{_CLOSERS}]|[ \u00a0\u202f][\u00bb\u203a])*+)(?P<note>\[\d{{1,3}}\])?(?=\s)"
+    r"(?<![.!?\u2026])(?P<mark>[.!?\u2026]++)"
+    rf"(?P<close>(?:[{_CLOSERS}]|[ \u00a0\u202f][\u00bb\u203a])*+)(?P<note>\[\d{{1,3}}\])?(?=\s)"
     r"|(?P<wide>[\u3002\uff01\uff1f]+[\u300d\u300f\uff09\u201d\u2019]*)"
 )
 _LAST_WORD = re.compile(rf"[^\s{_OPENERS}]*\Z")

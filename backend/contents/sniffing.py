@@ -43,7 +43,13 @@ _EXECUTABLE_MAGIC = (
 _EXECUTABLE_EXTENSIONS = frozenset({"exe", "dll", "com", "scr", "msi", "so", "dylib", "app", "bin"})
 _MARKDOWN_EXTENSIONS = frozenset({"md", "markdown", "mdown", "mkd"})
 _TYPE_OF_EMPTY = {
-    **{"pdf": PDF, "docx": DOCX, "txt": TEXT, "json": JSON, "jsonl": JSON_LINES, "ndjson": JSON_LINES, "csv": CSV},
+    "pdf": PDF,
+    "docx": DOCX,
+    "txt": TEXT,
+    "json": JSON,
+    "jsonl": JSON_LINES,
+    "ndjson": JSON_LINES,
+    "csv": CSV,
     **dict.fromkeys(_MARKDOWN_EXTENSIONS, MARKDOWN),
 }
 _BOMS: tuple[tuple[bytes, str], ...] = (

@@ -1,13 +1,14 @@
 """What the tests of documents share."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backend.contents.extraction import ExtractedDocument, ExtractionLimits, extract
 
-Extract = Callable[..., Awaitable[ExtractedDocument]]
+Extract = Callable[..., Coroutine[Any, Any, ExtractedDocument]]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from backend.contents.extraction import (
     ExtractionLimits,
     extract_to_file,
 )
-from tests.contents import corpus
+from tests.contents import children, corpus
 from tests.contents.conftest import Extract
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +82,7 @@ def test_output_is_limited() -> None:
     assert done.stdout.split() == ["134217728", "(134217728,", "134217728)"]
 
 
+@linux
 async def test_the_environment_of_the_child_holds_no_secret(
     extract_bytes: Extract, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -138,14 +139,16 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
         "import asyncio\nfrom pathlib import Path\nfrom backend.contents.extraction import extract\n"
         f"asyncio.run(extract(Path({str(source)!r}), 'application/pdf'))\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+    # What a killed process leaves behind goes with the folder of the test.
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment) as parent:
         child = wait_for_child(parent.pid)
         parent.kill()
         parent.wait()
         deadline = time.monotonic() + 5
-        while is_running(child) and time.monotonic() < deadline:
+        while children.is_running(child) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not is_running(child)
+        assert not children.is_running(child)
 
 
 async def test_an_older_text_at_the_destination_is_replaced(tmp_path: Path) -> None:
@@ -174,27 +177,9 @@ async def started_child() -> int:
 
 
 def wait_for_child(parent: int) -> int:
-    """The id of the child once it is confined, that is, once its parser has begun."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and is_parser_of(entry, parent):
-                return int(entry.name)
+        for child in children.parser_children(parent):
+            return child
         time.sleep(0.02)
     raise TimeoutError("no child was started")
-
-
-def is_parser_of(entry: Path, parent: int) -> bool:
-    try:
-        command = (entry / "cmdline").read_bytes()
-        status = (entry / "stat").read_text().rpartition(")")[2].split()
-        return b"backend.contents.parsers" in command and int(status[1]) == parent
-    except OSError:
-        return False
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

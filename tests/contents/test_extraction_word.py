@@ -54,7 +54,10 @@ def run(text: str) -> str:
     ("body", "texts"),
     [
         (
-            f"<w:p>{run('kept')}<w:ins>{run(' added')}</w:ins><w:del><w:r><w:delText> gone</w:delText></w:r></w:del></w:p>",
+            (
+                f"<w:p>{run('kept')}<w:ins>{run(' added')}</w:ins>"
+                "<w:del><w:r><w:delText> gone</w:delText></w:r></w:del></w:p>"
+            ),
             ["kept added"],
         ),
         (f"<w:sdt><w:sdtContent><w:p>{run('In a control.')}</w:p></w:sdtContent></w:sdt>", ["In a control."]),
@@ -62,8 +65,10 @@ def run(text: str) -> str:
         (f"<w:p><w:pPr><w:tabs><w:tab/></w:tabs></w:pPr>{run('No tab.')}</w:p>", ["No tab."]),
         (f"<w:p>{run('a')}<w:r><w:br/></w:r>{run('b')}<w:r><w:noBreakHyphen/></w:r>{run('c')}</w:p>", ["a\nb-c"]),
         (
-            f"<w:tbl><w:tr><w:tc><w:p>{run('x')}</w:p><w:tbl><w:tr><w:tc><w:p>{run('in')}</w:p></w:tc></w:tr></w:tbl></w:tc>"
-            f"<w:tc><w:p>{run('y')}</w:p></w:tc></w:tr></w:tbl>",
+            (
+                f"<w:tbl><w:tr><w:tc><w:p>{run('x')}</w:p><w:tbl><w:tr><w:tc><w:p>{run('in')}</w:p></w:tc></w:tr></w:tbl>"
+                f"</w:tc><w:tc><w:p>{run('y')}</w:p></w:tc></w:tr></w:tbl>"
+            ),
             ["x in | y"],
         ),
     ],

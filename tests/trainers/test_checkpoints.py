@@ -27,7 +27,8 @@ def test_the_newest_whole_checkpoint_wins(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         make(tmp_path, step)
     newest = checkpoints.newest_whole(tmp_path)
-    assert newest is not None and newest.name == "checkpoint-100"
+    assert newest is not None
+    assert newest.name == "checkpoint-100"
     checkpoints.keep_newest(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-100"]
 
@@ -58,9 +59,14 @@ def test_a_failure_while_writing_leaves_the_old_folder(tmp_path: Path) -> None:
     from backend.trainers import checkpoints
 
     target = make(tmp_path, 5)
-    with pytest.raises(RuntimeError), checkpoints.whole_folder(target, manifest=True) as folder:
-        (folder / "weights").write_bytes(b"new")
-        raise RuntimeError("killed")
+
+    def write_and_fail() -> None:
+        with checkpoints.whole_folder(target, manifest=True) as folder:
+            (folder / "weights").write_bytes(b"new")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_and_fail()
     assert checkpoints.is_whole(target)
     assert (target / "weights").read_bytes() == b"w" * 1000
     leftover = tmp_path / ".checkpoint-6.partial"
@@ -104,7 +110,8 @@ def test_trees_round_trip(tmp_path: Path) -> None:
     loaded = checkpoints.load_tree(tmp_path / "state")
     assert loaded["plain"] == value["plain"]
     assert loaded["random"][0] == random.getstate()
-    numpy.testing.assert_array_equal(loaded["random"][1][1], numpy.random.get_state()[1])
+    current: Any = numpy.random.get_state()
+    numpy.testing.assert_array_equal(loaded["random"][1][1], current[1])
     assert loaded["random"][1][1].dtype == numpy.uint32
     assert torch.equal(loaded["random"][2], torch.get_rng_state())
     assert torch.equal(loaded["shared"][1], shared)

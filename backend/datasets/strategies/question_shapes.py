@@ -45,6 +45,8 @@ _FREQUENCY = re.compile(
     rf"(?:once|twice) an? {_TIME})(?= |$|,)"
 )
 _RELATIVE = re.compile(r" (?:that|which|who|when|if|because|before|after|so) ")
+# 'What does the owner press?' has as many answers as the document has steps.
+_ANYBODY = r"\b(?:owner|user|operator|customer|reader|person|people|you|we)s?(?: \w+)?$"
 _NEGATIVE = re.compile(r"\b(?:cannot|not|never|no)\b")
 _DIMENSION = re.compile(r" (?:wide|long|high|tall|deep|thick|away|longer|wider|higher|smaller|larger)\b")
 _VERB = re.compile(
@@ -209,7 +211,8 @@ def _of_numbers(body: str) -> Iterator[QuestionShape]:
             and not _RELATIVE.search(before)
             and not re.search(r" (?:at|of|with|by|to|between|under|over)$", before)
         ):
-            yield QuestionShape("measure", opening, before + body[match.end() :])
+            rest = re.split(r" and |, ", body[match.end() :])[0]
+            yield QuestionShape("measure", opening, before + rest)
             return
     match = re.search(rf" {_UP_TO}{_NUMBER} (?!{_TIME}\b)((?:[a-z]+ )?[a-z]{{2,}}s)(?= |$|,)", body)
     before = body[: match.start()] if match else ""
@@ -230,8 +233,8 @@ def _of_circumstances(body: str) -> Iterator[QuestionShape]:
         yield QuestionShape("reason", "Why", body[: match.start()])
         return
     match = re.search(r" (?:when|if|before|after|until|once|while) ", body)
-    negative = match and _NEGATIVE.search(body[: match.start()])
-    if match and not negative and not re.search(rf"{_NUMBER} {_TIME}$| (?:or|and)$|,", body[: match.start()]):
+    clause = match and (_NEGATIVE.search(body[: match.start()]) or _RELATIVE.search(body[: match.start()]))
+    if match and not clause and not re.search(rf"{_NUMBER} {_TIME}$| (?:or|and)$|,", body[: match.start()]):
         yield QuestionShape("time", "When", body[: match.start()])
     if (match := _PLACE.search(body)) and not re.search(r"\b(?:when|by|and)\b", match[1]):
         yield QuestionShape("place", "Where", body[: match.start(1)])
@@ -251,7 +254,9 @@ def _of_objects(body: str) -> Iterator[QuestionShape]:
             or plural != bool(re.search(r"s$| and ", subject))
         ):
             continue
-        if re.match(rf" {_UP_TO}{_NUMBER} ", after + " ") or subject.endswith(" and"):
+        if re.match(r" (?:up|out|off|down|away|back)\b", after):
+            break
+        if re.match(rf" {_UP_TO}{_NUMBER} ", after + " ") or re.search(r" and$|" + _ANYBODY, subject):
             break
         base = verb if plural else base_form(verb)
         question = f"What {'do' if plural else 'does'} {subject} {base}{' ' + particle if particle else ''}?"

@@ -61,6 +61,21 @@ def test_questions_by_grammar(sentence: str, question: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "sentence",
+    [
+        "The owner opens the two green levers by hand.",
+        "The press runs on 230 volts and needs a strong socket.",
+        "The steel makes up most of the weight of the press.",
+        "The screw has seven turns and is 310 millimetres long.",
+        "Since it rained, the press of the workshop was closed.",
+        "Making a small package is a good way to learn.",
+    ],
+)
+def test_no_question_by_grammar_where_it_would_be_wrong(sentence: str) -> None:
+    assert [shape.fixed for shape in shapes(sentence) if shape.fixed] == []
+
+
+@pytest.mark.parametrize(
     ("sentence", "opening", "good", "bad"),
     [
         ("The jug holds twelve cups.", "How many cups", "How many cups does the jug hold?", "How many cups holds it?"),

@@ -1,0 +1,49 @@
+"""The limit for a list endpoint: bare Starlette, raw asyncpg with the product's own SQL, orjson; no login, no errors."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+
+import asyncpg
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from backend.projects import queries
+
+_NAMES = ("id", "name", "task_type", "status", "base_model_id", "created_at", "updated_at")
+_STATS = ("file_count", "chunk_count", "example_count", "last_job_status")
+
+
+def _positional(statement: str) -> str:
+    return statement.replace(":user_id", "$1").replace(":stage", "$2").replace(":limit", "$3").replace(":offset", "$4")
+
+
+async def list_projects(request: Request) -> Response:
+    user = int(request.query_params["user"])
+    async with request.app.state.pool.acquire() as connection:
+        rows = await connection.fetch(_positional(str(queries._LIST)), user, None, 50, 0)
+        total = await connection.fetchval(_positional(str(queries._TOTAL)), user, None)
+    items = []
+    for row in rows:
+        values = tuple(row)
+        items.append({**dict(zip(_NAMES, values, strict=False)), "stats": dict(zip(_STATS, values[7:], strict=True))})
+    body = {"items": items, "total": total, "limit": 50, "offset": 0}
+    return Response(orjson.dumps(body, default=str), media_type="application/json")
+
+
+async def health(_: Request) -> Response:
+    return Response("ok")
+
+
+@contextlib.asynccontextmanager
+async def lifespan(application: Starlette) -> AsyncIterator[None]:
+    url = os.environ["DATABASE_URL"].replace("+asyncpg", "")
+    async with asyncpg.create_pool(url, min_size=4, max_size=10) as pool:
+        application.state.pool = pool
+        yield
+
+
+app = Starlette(routes=[Route("/projects", list_projects), Route("/health", health)], lifespan=lifespan)
