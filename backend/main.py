@@ -12,6 +12,7 @@ import backend.models  # noqa: F401  (every mapped class must be known before th
 from backend import __version__
 from backend.api import errors, platform, studio
 from backend.api.auth import VerifiedTokens
+from backend.api.bodies import PlainBodies
 from backend.api.middleware import LocalGuard, RequestId
 from backend.api.services import Services
 from backend.api.sse import EventHub
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(studio.router)
     app.include_router(platform.router, prefix="/api")
     # The last one added is the outermost.
+    app.add_middleware(PlainBodies)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

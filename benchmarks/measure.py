@@ -7,7 +7,7 @@ import platform
 import socket
 import statistics
 import subprocess
-import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -58,9 +58,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(command: list[str], url: str, env: Mapping[str, str], *, patience: float = 60) -> Iterator[subprocess.Popen[bytes]]:
+def server(
+    command: list[str], url: str, env: Mapping[str, str], *, patience: float = 60
+) -> Iterator[subprocess.Popen[bytes]]:
     """A child process that serves `url`; it is ended at the end."""
-    process = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    with tempfile.NamedTemporaryFile(prefix="finetuneflow-bench-", suffix=".log", delete=False) as log:
+        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=log)
     try:
         wait_for(url, patience, process)
         yield process

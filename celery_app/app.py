@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from celery.signals import setup_logging, worker_process_shutdown, worker_shutdown
+from celery.signals import setup_logging, worker_process_shutdown, worker_shutdown, worker_shutting_down
 
 import backend.models  # noqa: F401  (every mapped class must be known before the first query)
 from backend.kit.broker import make_celery
 from backend.kit.config import get_settings
 from backend.kit.log import configure_logging
-from celery_app import beat, runtime
+from celery_app import beat, runtime, stopping
 
 app = make_celery(get_settings().redis_url)
 app.conf.update(
@@ -26,6 +26,11 @@ app.conf.update(
 def _configure_logging(**_: Any) -> None:
     settings = get_settings()
     configure_logging(settings.log_level, json=settings.log_json)
+
+
+@worker_shutting_down.connect
+def _put_jobs_back(**_: Any) -> None:
+    stopping.announce()
 
 
 @worker_process_shutdown.connect

@@ -1,7 +1,9 @@
 """Claims a job's row, runs its code, and records the end: the only way in which a job runs."""
 
 import asyncio
+import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from backend.jobs.states import JobState
 from backend.kit import log as kit_log
 from backend.kit.errors import DomainError
 from celery_app import runtime
+from celery_app.heartbeat import Reason, Watch
 from celery_app.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -24,7 +27,10 @@ log = logging.getLogger(__name__)
 # What a job's code is: it gets its run and the process's runtime, and returns the summary to be shown.
 Work = Callable[[JobRun, Runtime], Awaitable[dict[str, Any]]]
 
-_END_ATTEMPTS = 4
+PERSIST_SECONDS = 30.0
+_UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+# SQLSTATE: connection lost, too many connections, shutdown, crash, starting up, ended for idling in a transaction.
+_AWAY_STATES = ("08", "53300", "57P01", "57P02", "57P03", "25P03")
 T = TypeVar("T")
 
 
@@ -48,14 +54,9 @@ async def _run(current: Runtime, job_id: int, work: Work) -> None:
     log.info("job starts")
     run = JobRun(current.db, current.events, claim)
     task = asyncio.ensure_future(work(run, current))
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        loop.call_soon_threadsafe(task.cancel)
-
-    watch = current.heartbeat.watch(claim, stop)
+    watch = current.heartbeat.watch(claim, task)
     try:
-        job = await _outcome(current, claim, task, lambda: watch.cancelled)
+        job = await _outcome(current, claim, task, watch)
     except LeaseLost:
         log.warning("job is no longer ours; nothing more is written")
         return
@@ -66,35 +67,34 @@ async def _run(current: Runtime, job_id: int, work: Work) -> None:
         await publish_end(current.events, job)
 
 
-async def _outcome(
-    current: Runtime, claim: Claim, task: "asyncio.Future[dict[str, Any]]", cancelled: Callable[[], bool]
-) -> Job | None:
+async def _outcome(current: Runtime, claim: Claim, task: "asyncio.Future[dict[str, Any]]", watch: Watch) -> Job | None:
     """Waits for the job's code and writes how it ended; None when the job went back to its queue."""
     try:
         result = await task
-    except asyncio.CancelledError:
-        if cancelled():
-            return await _finish(current, claim, JobState.CANCELLED)
-        await _put_back(current, claim, delay_seconds=0.0, counts=False)
-        return None
     except LeaseLost:
         raise
-    except DomainError as error:
-        if error.retryable and claim.attempts < claim.max_attempts:
-            await _try_later(current, claim, error)
-            return None
-        return await _finish(current, claim, JobState.FAILED, error_code=error.code, error_message=error.detail)
-    except Exception as error:
-        # The database or a peer went away in the middle: another attempt finds what was committed.
-        if _lost_connection(error) and claim.attempts < claim.max_attempts:
-            await _try_later(current, claim, error)
-            return None
-        return await _fail_unexpectedly(current, claim)
+    except (Exception, asyncio.CancelledError) as error:
+        # Whatever a run says that was told to end: it did not fail by itself.
+        if watch.reason is Reason.CANCELLED:
+            return await _finish(current, claim, JobState.CANCELLED)
+        if watch.reason is not None or _told_to_end():
+            return await _put_back(current, claim, delay_seconds=0.0, counts=False)
+        return await _failed(current, claim, _root(error))
     return await _finish(current, claim, JobState.SUCCESS, result=result)
 
 
-async def _fail_unexpectedly(current: Runtime, claim: Claim) -> Job:
-    log.exception("job fails by an error of ours")
+async def _failed(current: Runtime, claim: Claim, error: BaseException) -> Job | None:
+    if isinstance(error, LeaseLost):
+        raise error
+    domain = error if isinstance(error, DomainError) else None
+    # The database or a peer went away in the middle: another attempt finds what was committed.
+    if (domain.retryable if domain else _lost_connection(error)) and claim.attempts < claim.max_attempts:
+        delay = queue.retry_delay_seconds(claim.attempts)
+        log.warning("job is tried again in %.0f s: %s", delay, error)
+        return await _put_back(current, claim, delay_seconds=delay, counts=True)
+    if domain is not None:
+        return await _finish(current, claim, JobState.FAILED, error_code=domain.code, error_message=domain.detail)
+    log.error("job fails by an error of ours", exc_info=error)
     return await _finish(
         current,
         claim,
@@ -102,12 +102,6 @@ async def _fail_unexpectedly(current: Runtime, claim: Claim) -> Job:
         error_code="INTERNAL_ERROR",
         error_message=f"The job failed by an error of the service. The log has the details under {claim.public_id}.",
     )
-
-
-async def _try_later(current: Runtime, claim: Claim, error: Exception) -> None:
-    delay = queue.retry_delay_seconds(claim.attempts)
-    log.warning("job is tried again in %.0f s: %s", delay, error)
-    await _put_back(current, claim, delay_seconds=delay, counts=True)
 
 
 async def _finish(current: Runtime, claim: Claim, state: JobState, **values: Any) -> Job:
@@ -118,27 +112,57 @@ async def _finish(current: Runtime, claim: Claim, state: JobState, **values: Any
     return await _persist(write)
 
 
-async def _put_back(current: Runtime, claim: Claim, *, delay_seconds: float, counts: bool) -> None:
-    async def write() -> None:
+async def _put_back(current: Runtime, claim: Claim, *, delay_seconds: float, counts: bool) -> Job | None:
+    async def write() -> Job | None:
         async with current.db.transaction() as session:
-            await queue.put_back(session, claim, delay_seconds=delay_seconds, counts=counts)
+            return await queue.put_back(session, claim, delay_seconds=delay_seconds, counts=counts)
 
-    await _persist(write)
+    return await _persist(write)
 
 
 async def _persist(write: Callable[[], Awaitable[T]]) -> T:
-    """Tries for some seconds to write a job's end through a database that restarts; after that the lease decides."""
-    for attempt in range(1, _END_ATTEMPTS + 1):
+    """Tries to write a job's end through a database that restarts; after PERSIST_SECONDS the lease decides."""
+    deadline = time.monotonic() + PERSIST_SECONDS
+    pause = 0.25
+    while True:
         try:
             return await write()
         except Exception as error:
-            if attempt == _END_ATTEMPTS or not _lost_connection(error):
+            if time.monotonic() + pause > deadline or not _lost_connection(error):
                 raise
-            await asyncio.sleep(0.5 * attempt)
-    raise AssertionError("unreachable")
+            log.warning("the job's end is not written yet: %r", error)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 2.0)
 
 
-def _lost_connection(error: Exception) -> bool:
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated
-    return isinstance(error, OSError)
+def _told_to_end() -> bool:
+    """Whether this very task is being cancelled, as by Ctrl-C in a worker without a pool."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a task group wraps: a lost lease or an expected error first, since the others follow from it."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    roots = [_root(inner) for inner in error.exceptions]
+    for kind in (LeaseLost, DomainError):
+        for root in roots:
+            if isinstance(root, kind):
+                return root
+    return roots[0]
+
+
+def _lost_connection(error: BaseException | None) -> bool:
+    """Whether the database or a peer went away, or is not back yet."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and (error.errno is None or error.errno in _UNREACHABLE):
+            return True
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return True
+        if str(getattr(error, "sqlstate", None) or "").startswith(_AWAY_STATES):
+            return True
+        error = error.orig if isinstance(error, DBAPIError) else error.__cause__
+    return False

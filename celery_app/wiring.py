@@ -1,4 +1,4 @@
-"""Makes what a job needs from the settings: the writing model, the tokenizer that counts, the library of base models."""
+"""Makes what a job needs from the settings: the writing model, the tokenizer that counts, the base models."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -8,7 +8,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import OAuth2PasswordBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.api.services import Services, ServicesDep
+from backend.api.services import Services, services_of
 from backend.api.session import SessionDep
 from backend.kit.errors import Unauthorized
 from backend.kit.owner import Owner
@@ -43,21 +43,20 @@ class VerifiedTokens:
         return claims
 
 
-async def current_claims(
-    request: Request, services: ServicesDep, token: Annotated[str | None, Security(_bearer)]
-) -> Claims | None:
+async def current_claims(request: Request, token: Annotated[str | None, Security(_bearer)]) -> Claims | None:
+    """What the token says; None when there is none and none is needed (AUTH_MODE=local)."""
     if token is None:
+        if services_of(request).local_owner is None:
+            raise Unauthorized()
         return None
     verified: VerifiedTokens = request.app.state.verified_tokens
-    return verified.verify(services, token)
+    return verified.verify(services_of(request), token)
 
 
 async def current_owner(
-    services: ServicesDep,
-    session: SessionDep,
-    claims: Annotated[Claims | None, Depends(current_claims)],
+    request: Request, session: SessionDep, token: Annotated[str | None, Security(_bearer)]
 ) -> Owner:
-    return await authenticate(services, session, claims)
+    return await authenticate(services_of(request), session, await current_claims(request, token))
 
 
 async def authenticate(services: Services, session: AsyncSession, claims: Claims | None) -> Owner:

@@ -1,6 +1,9 @@
 """Every failure as {detail, error_code, context}, on both faces."""
 
+import json
 import logging
+from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -9,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -24,7 +29,17 @@ _CODES = {
     405: "METHOD_NOT_ALLOWED",
     413: "PAYLOAD_TOO_LARGE",
     415: "UNSUPPORTED_MEDIA_TYPE",
+    422: "VALIDATION_ERROR",
+    429: "RATE_LIMITED",
+    503: "SERVICE_UNAVAILABLE",
 }
+# For what the framework itself refuses; its own words are a status line.
+_SENTENCES = {
+    404: "There is nothing at this address. GET /docs lists what there is.",
+    405: "This address does not take this method; the Allow header names those that it takes.",
+}
+# PostgreSQL's classes and codes (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+_BAD_DATA, _GONE, _COLLISIONS = "22", "23503", ("40001", "40P01")
 
 
 class ErrorOut(BaseModel):
@@ -38,11 +53,29 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut} for status in statuses}
 
 
-def render(status: int, detail: str, code: str, context: dict[str, Any] | None = None) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+def render(
+    status: int,
+    detail: str,
+    code: str,
+    context: dict[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    headers = {**(headers or {}), **({"WWW-Authenticate": "Bearer"} if status == 401 else {})}
     body = {"detail": detail, "error_code": code, "context": context or {}}
-    content = orjson.dumps(body, default=str)
+    try:
+        content = orjson.dumps(body, default=str)
+    except TypeError:  # a lone surrogate or a huge number that was quoted from the request
+        content = json.dumps(body, default=str).encode("ascii")
     return Response(content, status_code=status, headers=headers, media_type="application/json")
+
+
+def render_unexpected(error: Exception) -> Response:
+    log.error("unexpected error", exc_info=error)
+    return render(
+        500,
+        "The service made an error. Try again; if it happens again, report it with the X-Request-ID of this answer.",
+        "INTERNAL_ERROR",
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -61,17 +94,38 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
-        code = _CODES.get(error.status_code, "ERROR")
-        return render(error.status_code, str(error.detail), code)
+        status = error.status_code
+        detail = str(error.detail)
+        if detail == HTTPStatus(status).phrase:
+            detail = _SENTENCES.get(status, detail)
+        return render(status, detail, _CODES.get(status, "ERROR"), headers=error.headers)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
     @app.exception_handler(DBAPIError)
     async def database_error(_: Request, error: DBAPIError) -> Response:
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        if state.startswith(_BAD_DATA):
+            return render(422, "The request holds a value that cannot be stored. Correct it.", "VALIDATION_ERROR")
+        if state == _GONE:
+            return _changed_meanwhile()
+        if state in _COLLISIONS:
+            return render(503, "Another request was in the way. Try again.", "SERVICE_UNAVAILABLE")
         if not error.connection_invalidated and not isinstance(error, (OperationalError, InterfaceError)):
-            return _unexpected(error)
+            return render_unexpected(error)
         log.error("database is not available: %s", error.orig)
-        return render(503, "The database does not answer. Try again in a moment.", "DATABASE_UNAVAILABLE")
+        return _no_database()
+
+    @app.exception_handler(PoolTimeout)
+    @app.exception_handler(TimeoutError)
+    async def database_busy(_: Request, error: Exception) -> Response:
+        log.error("no answer in time: %s", error)
+        return _no_database()
+
+    @app.exception_handler(StaleDataError)
+    @app.exception_handler(ObjectDeletedError)
+    async def stale(_: Request, __: Exception) -> Response:
+        return _changed_meanwhile()
 
     @app.exception_handler(ConnectionError)
     async def connection_error(_: Request, error: ConnectionError) -> Response:
@@ -83,15 +137,12 @@ def install(app: FastAPI) -> None:
         log.error("redis is not available: %s", error)
         return render(503, "Redis does not answer. Try again in a moment.", "REDIS_UNAVAILABLE")
 
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
-        return _unexpected(error)
+    # Any other exception is rendered by the RequestId middleware, whose header the answer then has.
 
 
-def _unexpected(error: Exception) -> Response:
-    log.error("unexpected error", exc_info=error)
-    return render(
-        500,
-        "The service made an error. Try again; if it happens again, report it with the X-Request-ID of this answer.",
-        "INTERNAL_ERROR",
-    )
+def _no_database() -> Response:
+    return render(503, "The database does not answer. Try again in a moment.", "DATABASE_UNAVAILABLE")
+
+
+def _changed_meanwhile() -> Response:
+    return render(409, "It was changed or deleted meanwhile. Read it again, then repeat the request.", "CONFLICT")

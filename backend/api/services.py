@@ -42,9 +42,14 @@ class Services:
         )
 
 
-def get_services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
+
+
+async def get_services(request: Request) -> Services:
+    # async although it waits for nothing: FastAPI sends plain functions to a thread, which costs more than they do.
+    return services_of(request)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

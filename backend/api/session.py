@@ -3,14 +3,14 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.api.services import ServicesDep
+from backend.api.services import services_of
 
 
-async def get_session(services: ServicesDep) -> AsyncIterator[AsyncSession]:
-    async with services.db.transaction() as session:
+async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
+    async with services_of(request).db.transaction() as session:
         yield session
 
 

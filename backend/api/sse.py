@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -19,11 +19,14 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 RECHECK_SECONDS = 2.0
+# What a worker has between the commit of a job's end and its last event.
+LAST_EVENT_SECONDS = 1.0
 LIFETIME_SECONDS = 3600.0
 RETRY_MS = 2000
 TERMINAL = frozenset({"complete", "error"})
 _BLOCK_MS = 200
-_ID = re.compile(r"^\d{1,20}-\d{1,20}$")
+_ID = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
+_LARGEST = 2**64 - 1
 
 # Says how a job ended (name and data of its last event), or None while it lives: read from the database.
 EndOf = Callable[[], Awaitable[tuple[str, dict[str, object]] | None]]
@@ -43,8 +46,9 @@ class EventHub:
         """An event that is set each time the job's stream has grown beyond `after`."""
         key, wake = stream_key(job), asyncio.Event()
         self._waiting.setdefault(key, set()).add(wake)
-        self._seen.setdefault(key, after)
-        if self._task is None:
+        # The earliest of all: one client's far-off id must not keep the others asleep.
+        self._seen[key] = min(self._seen.get(key, after), after, key=_parts)
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
         try:
             yield wake
@@ -79,23 +83,27 @@ class EventHub:
 
 def resume_point(last_event_id: str | None) -> str:
     """The stream id to go on after; anything that is not one of ours means from the start."""
-    return last_event_id if last_event_id and _ID.match(last_event_id) else FIRST
+    if last_event_id is None or not _ID.fullmatch(last_event_id) or max(_parts(last_event_id)) > _LARGEST:
+        return FIRST
+    return last_event_id
 
 
 async def stream(events: EventLog, hub: EventHub, job: UUID, *, after: str, end_of: EndOf) -> AsyncIterator[bytes]:
     """Encoded events of one job after an id, then heartbeats while it is silent; returns after its last event.
 
     A worker may die between the job's end and its last event, and Redis may lose what it held: the end is therefore
-    also looked up in the database, and told from there when the stream does not have it.
+    also looked up in the database, and told from there when the stream does not have it. Who comes back with the id
+    of the last event gets nothing twice.
     """
     yield f"retry: {RETRY_MS}\n\n".encode()
+    if await _has_everything(events, job, after, end_of):
+        return
     spoken = started = time.monotonic()
+    ended_at: float | None = None
     last = after
-    ended: tuple[str, dict[str, object]] | None = None
     async with hub.wakes(job, after=after) as wake:
         while time.monotonic() - started < LIFETIME_SECONDS:
             wake.clear()
-            ended_before, ended = ended, await end_of()
             batch = await _read(events, job, last)
             for event in batch:
                 yield encode(event)
@@ -104,29 +112,56 @@ async def stream(events: EventLog, hub: EventHub, job: UUID, *, after: str, end_
                     return
             if batch:
                 continue
-            # Seen twice, so the worker had its time to write the last event itself.
-            if ended is not None and ended_before is not None:
-                yield encode(Event(id=_following(last), name=ended[0], data=dict(ended[1])))
-                return
-            if time.monotonic() - spoken > HEARTBEAT_SECONDS:
+            end, now = await _look_up(end_of), time.monotonic()
+            if end is not None:
+                ended_at = ended_at or now
+                if now - ended_at >= LAST_EVENT_SECONDS:
+                    yield encode(Event(id=_end_id(last), name=end[0], data=dict(end[1])))
+                    return
+            if now - spoken > HEARTBEAT_SECONDS:
                 yield b": heartbeat\n\n"
-                spoken = time.monotonic()
-            await _wait(wake, RECHECK_SECONDS)
+                spoken = now
+            await _wait(wake, RECHECK_SECONDS if end is None else LAST_EVENT_SECONDS)
 
 
 def encode(event: Event) -> bytes:
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (event.id.encode(), event.name.encode(), orjson.dumps(event.data))
 
 
-def _following(event_id: str) -> str:
-    """The id right after one, for an event that is in no stream: resuming from it gives nothing twice."""
+def _end_id(last: str) -> str:
+    """The id of an end that is in no stream: the largest one of its millisecond, so that nothing comes in between."""
+    return f"{last.split('-')[0]}-{_LARGEST}"
+
+
+def _parts(event_id: str) -> tuple[int, int]:
     stamp, sequence = event_id.split("-")
-    return f"{stamp}-{int(sequence) + 1}"
+    return int(stamp), int(sequence)
 
 
-async def _read(events: EventLog, job: UUID, after: str) -> list[Event]:
+async def _has_everything(events: EventLog, job: UUID, after: str, end_of: EndOf) -> bool:
+    """Whether `after` is the id of the job's last event."""
+    if after == FIRST:
+        return False
+    if after == _end_id(after):
+        return await _look_up(end_of) is not None
     try:
-        return list(await events.read(job, after=after))
+        event = await events.find(job, after)
+    except (RedisError, OSError):
+        return False
+    return event is not None and event.name in TERMINAL
+
+
+async def _look_up(end_of: EndOf) -> tuple[str, dict[str, object]] | None:
+    try:
+        return await end_of()
+    except Exception as error:  # the database is away: the stream goes on, and the end is found later
+        log.warning("the end of a job cannot be looked up: %r", error)
+        return None
+
+
+async def _read(events: EventLog, job: UUID, after: str) -> Sequence[Event]:
+    try:
+        return await events.read(job, after=after)
     except (RedisError, OSError):
         return []
 

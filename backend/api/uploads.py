@@ -14,15 +14,20 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-from backend.contents.errors import FileTooLarge
+from backend.contents import names
+from backend.contents.errors import FileTooLarge, ProjectFull
 from backend.kit.errors import DomainError
 
 _FIELD_BYTES = 64 * 1024
+_MAX_FIELDS = 32
 
 
 class BadMultipart(DomainError):
     code = "BAD_MULTIPART"
-    template = "The body is not a valid multipart/form-data upload: {reason}."
+    template = (
+        "The body is not a valid multipart/form-data upload: {reason}. "
+        "Send the files in fields named 'files', and 'kind' beside them."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +48,26 @@ class Form:
     files: list[ReceivedFile]
 
 
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """What one request may bring: `room_bytes` is what is left of the project's `max_project_mb`."""
+
+    max_file_mb: int
+    max_files: int
+    max_project_mb: int
+    room_bytes: int
+
+
 @asynccontextmanager
-async def receive(request: Request, *, file_field: str, max_file_mb: int, max_files: int) -> AsyncIterator[Form]:
-    """Reads the body part by part. Raises FileTooLarge or BadMultipart without reading the rest."""
+async def receive(request: Request, *, file_field: str, limits: UploadLimits) -> AsyncIterator[Form]:
+    """Reads the body part by part. Raises FileTooLarge, ProjectFull or BadMultipart without reading the rest."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    if kind != b"multipart/form-data" or b"boundary" not in options:
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise BadMultipart(reason="Content-Type must be multipart/form-data with a boundary")
     with TemporaryDirectory(prefix="finetuneflow-upload-") as folder:
-        reader = _Reader(Path(folder), file_field, max_file_mb, max_files)
-        parser = MultipartParser(options[b"boundary"], reader.callbacks())
+        reader = _Reader(Path(folder), file_field, limits)
         try:
+            parser = MultipartParser(options[b"boundary"], reader.callbacks())
             async for part in request.stream():
                 parser.write(part)
             parser.finalize()
@@ -68,14 +83,14 @@ async def receive(request: Request, *, file_field: str, max_file_mb: int, max_fi
 class _Reader:
     """The parser's callbacks: headers of a part, its data, its end."""
 
-    def __init__(self, folder: Path, file_field: str, max_file_mb: int, max_files: int) -> None:
+    def __init__(self, folder: Path, file_field: str, limits: UploadLimits) -> None:
         self.fields: dict[str, str] = {}
         self.files: list[ReceivedFile] = []
         self.complete = False
         self._folder = folder
         self._file_field = file_field
-        self._max_file_mb = max_file_mb
-        self._max_files = max_files
+        self._limits = limits
+        self._room = limits.room_bytes
         self._reset()
 
     def callbacks(self) -> "MultipartCallbacks":
@@ -121,15 +136,19 @@ class _Reader:
         self._filename = options[b"filename"].decode("utf-8", "replace")
         if self._field != self._file_field:
             raise BadMultipart(reason=f"files belong in the field '{self._file_field}'")
-        if len(self.files) >= self._max_files:
-            raise BadMultipart(reason=f"more than {self._max_files} files in one request")
+        if len(self.files) >= self._limits.max_files:
+            raise BadMultipart(reason=f"more than {self._limits.max_files} files in one request")
         self._file = (self._folder / str(len(self.files))).open("wb")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
         if self._file is not None:
-            if self._size > self._max_file_mb * 1024 * 1024:
-                raise FileTooLarge(limit_mb=self._max_file_mb, filename=self._filename)
+            self._room -= end - start
+            if self._size > self._limits.max_file_mb * 1024 * 1024:
+                filename = names.safe_filename(self._filename or "")
+                raise FileTooLarge(limit_mb=self._limits.max_file_mb, filename=filename)
+            if self._room < 0:
+                raise ProjectFull(limit_mb=self._limits.max_project_mb)
             self._file.write(data[start:end])
             return
         if self._size > _FIELD_BYTES:
@@ -138,6 +157,8 @@ class _Reader:
 
     def _part_end(self) -> None:
         if self._file is None:
+            if len(self.fields) >= _MAX_FIELDS:
+                raise BadMultipart(reason=f"more than {_MAX_FIELDS} fields")
             self.fields[self._field] = self._data.decode("utf-8", "replace")
             return
         self._file.close()

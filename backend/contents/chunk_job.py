@@ -55,6 +55,9 @@ async def _cut(run: JobRun, storage: Storage, counter: TokenCounter, content: Co
 
 async def _store(session: AsyncSession, content: Content, drafts: list[ChunkDraft]) -> None:
     """Makes the rows equal to the drafts. A chunk whose text is the same keeps its row, and with it its examples."""
+    alive = select(Content.id).where(Content.id == content.id).with_for_update(read=True, key_share=True)
+    if await session.scalar(alive) is None:
+        return  # the file was deleted meanwhile, and its chunks with it
     rows = (await session.scalars(select(Chunk).where(Chunk.content_id == content.id))).all()
     present = {row.chunk_index: row for row in rows}
     kept = {

@@ -13,12 +13,28 @@ class ContentNotFound(NotFound):
 class UnsupportedType(DomainError):
     code = "UNSUPPORTED_FILE_TYPE"
     template = "File '{filename}' has unsupported MIME type '{mime_type}'"
+    advice = "Upload one of these types instead: {accepted}."
+
+    def __init__(self, *, filename: str, mime_type: str, accepted: list[str]) -> None:
+        super().__init__(filename=filename, mime_type=mime_type, accepted=", ".join(accepted))
+        self.context["accepted"] = accepted
+
+
+class UnknownKind(DomainError):
+    code = "UNKNOWN_FILE_KIND"
+    template = "kind must be one of {accepted}. Send it as a form field beside 'files'."
+
+
+class NoFiles(DomainError):
+    code = "NO_FILES"
+    template = "The upload holds no file. Send at least one in the multipart field 'files'."
 
 
 class FileTooLarge(DomainError):
     status = 413
     code = "FILE_TOO_LARGE"
     template = "File exceeds maximum size of {limit_mb} MB"
+    advice = "Split the document into smaller files and upload those."
 
 
 class ProjectFull(DomainError):

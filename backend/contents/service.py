@@ -16,7 +16,9 @@ from backend.contents.errors import (
     DocumentRejected,
     FileTooLarge,
     NoDocuments,
+    NoFiles,
     ProjectFull,
+    UnknownKind,
     UnsupportedType,
 )
 from backend.contents.extraction import ExtractionError, ExtractionLimits
@@ -29,7 +31,6 @@ from backend.jobs.states import JobState
 from backend.kit.broker import Broker
 from backend.kit.config import Settings
 from backend.kit.db import after_commit
-from backend.kit.errors import DomainError
 from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.projects.stages import Stage
@@ -76,12 +77,13 @@ async def prepare(
 ) -> list[Prepared]:
     """Checks, reads and stores files; when one is refused, nothing of any is left behind.
 
-    Raises UnsupportedType, FileTooLarge, DocumentRejected. Opens no transaction: reading may take a minute.
+    Raises UnknownKind, NoFiles, UnsupportedType, FileTooLarge, DocumentRejected. Opens no transaction: reading may
+    take a minute.
     """
     if kind not in ACCEPTED:
-        raise DomainError(f"kind must be one of {', '.join(ACCEPTED)}, not '{kind}'.")
+        raise UnknownKind(accepted=" or ".join(ACCEPTED))
     if not files:
-        raise DomainError("The upload holds no file. Send at least one in the multipart field 'files'.")
+        raise NoFiles()
     prepared: list[Prepared] = []
     try:
         for file in files:
@@ -162,6 +164,8 @@ async def _prepare_one(storage: Storage, limits: Limits, folder: str, kind: str,
     if file.size_bytes > limits.max_file_mb * 1024 * 1024:
         raise FileTooLarge(limit_mb=limits.max_file_mb, filename=filename)
     mime_type = sniffing.sniff(file.path, filename)
+    if file.size_bytes == 0:
+        raise DocumentRejected("EMPTY_DOCUMENT", f"{filename} is empty. Upload a file with content.", filename=filename)
     if mime_type not in ACCEPTED[kind]:
         raise UnsupportedType(filename=filename, mime_type=mime_type, accepted=sorted(ACCEPTED[kind]))
     prefix = f"{folder}/contents/{uuid7()}"
@@ -176,20 +180,29 @@ async def _prepare_one(storage: Storage, limits: Limits, folder: str, kind: str,
         file_key=f"{prefix}/{filename}",
     )
     keys = [content.file_key]
-    if kind == "raw_doc":
+    try:
+        await _store(storage, limits, file, content, keys, prefix)
+    except BaseException:
+        await storage.delete(keys)
+        raise
+    return Prepared(content, keys)
+
+
+async def _store(
+    storage: Storage, limits: Limits, file: Incoming, content: Content, keys: list[str], prefix: str
+) -> None:
+    """Stores the bytes, and the text of a document; `keys` gets a name before anything is stored under it."""
+    if content.kind == "raw_doc":
         text_path = file.path.with_name(f"{file.path.name}.text.jsonl")
         try:
-            document = await extraction.extract_to_file(file.path, mime_type, text_path, limits.extraction)
+            document = await extraction.extract_to_file(file.path, content.mime_type, text_path, limits.extraction)
         except ExtractionError as error:
-            raise DocumentRejected(error.code, f"{filename}: {error}", filename=filename) from error
+            raise DocumentRejected(error.code, f"{content.name}: {error}", filename=content.name) from error
         content.page_count, content.character_count = document.pages, document.character_count
         content.text_key = f"{prefix}/text.jsonl"
         keys.append(content.text_key)
         await storage.put_file(content.text_key, text_path)
-    elif file.size_bytes == 0:
-        raise DocumentRejected("EMPTY_DOCUMENT", f"{filename} is empty. Upload a file with content.", filename=filename)
     await storage.put_file(content.file_key, file.path)
-    return Prepared(content, keys)
 
 
 async def _discard(storage: Storage, prepared: list[Prepared]) -> None:

@@ -37,4 +37,4 @@ class NothingGenerated(DomainError):
 
 class DatasetInUse(Conflict):
     code = "DATASET_IN_USE"
-    template = "A training run is using this dataset. Wait for it to end before you change its examples."
+    template = "A training run is using this dataset. Wait for it to end, or cancel it, before you change its examples."

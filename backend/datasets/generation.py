@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,16 @@ from backend.datasets import queries, service
 from backend.datasets.errors import NoChunks, NothingGenerated
 from backend.datasets.models import ChunkMark, Dataset, Example
 from backend.datasets.planning import spread
-from backend.datasets.splitting import held_out, section_of
+from backend.datasets.splitting import held_out, path_of
 from backend.datasets.strategies.base import ChunkText, ExampleDraft, GenerationStrategy, TaskType
 from backend.datasets.strategies.run import ChunkOutcome, generate_for_chunk
 from backend.jobs.running import JobRun
+from backend.kit.text import storable
 from backend.projects import queries as project_queries
 from backend.projects.models import Project
 from backend.providers.llm.base import ChatModel
 
+_Answer = tuple[Chunk, ChunkOutcome]
 # Share of the progress bar that the model's work takes; the rest is splitting.
 _MODEL_SHARE = 95.0
 
@@ -50,9 +52,16 @@ async def preview(run: JobRun, writer: Writer) -> dict[str, Any]:
     tokens = await _count_tokens(writer, [draft for _, draft in drafts])
     async with run.writing() as session:
         await session.execute(delete(Example).where(Example.dataset_id == work.dataset.id, Example.split == "preview"))
+        asked = [chunk.id for chunk, _ in drafts]
+        alive = set(
+            await session.scalars(
+                select(Chunk.id).where(Chunk.id.in_(asked)).with_for_update(read=True, key_share=True)
+            )
+        )
         session.add_all(
             _row(work.dataset, chunk, draft, count, "preview")
             for (chunk, draft), count in zip(drafts, tokens, strict=True)
+            if chunk.id in alive  # else its file was deleted meanwhile
         )
         await _name_model(session, work.dataset, writer)
     return {"total_generated": len(drafts), "valid": len(drafts)}
@@ -69,12 +78,13 @@ async def generate(run: JobRun, writer: Writer) -> dict[str, Any]:
     pending = [(chunk, count) for chunk, count in open_chunks if chunk.id not in done]
     await run.progress(_MODEL_SHARE * finished / len(open_chunks), "Asking the model", force=True)
 
-    async def keep(chunk: Chunk, outcome: ChunkOutcome) -> None:
+    async def keep(batch: list[_Answer]) -> None:
         nonlocal finished
-        tokens = await _count_tokens(writer, outcome.drafts)
+        tokens = [await _count_tokens(writer, outcome.drafts) for _, outcome in batch]
         async with run.writing() as session:
-            await _store(session, run, work.dataset, chunk, outcome, tokens)
-        finished += 1
+            for (chunk, outcome), counts in zip(batch, tokens, strict=True):
+                await _store(session, run, work.dataset, chunk, outcome, counts)
+        finished += len(batch)
         share = _MODEL_SHARE * finished / len(open_chunks)
         await run.progress(share, f"Chunk {finished}/{len(open_chunks)}")
 
@@ -108,32 +118,49 @@ def _wanted(run: JobRun, work: _Work) -> list[int]:
     return wanted if per_chunk is None else [min(count, int(per_chunk)) for count in wanted]
 
 
-async def _ask_all(run: JobRun, writer: Writer, work: _Work, wanted: list[int]) -> list[tuple[Chunk, ChunkOutcome]]:
-    outcomes: list[tuple[Chunk, ChunkOutcome]] = []
+async def _ask_all(run: JobRun, writer: Writer, work: _Work, wanted: list[int]) -> list[_Answer]:
+    outcomes: list[_Answer] = []
     pending = [(chunk, count) for chunk, count in zip(work.chunks, wanted, strict=True) if count]
 
-    async def keep(chunk: Chunk, outcome: ChunkOutcome) -> None:
-        outcomes.append((chunk, outcome))
+    async def keep(batch: list[_Answer]) -> None:
+        outcomes.extend(batch)
         await run.progress(_MODEL_SHARE * len(outcomes) / len(pending), f"Chunk {len(outcomes)}/{len(pending)}")
 
     await _for_each(pending, writer, work, keep)
     return sorted(outcomes, key=lambda pair: pair[0].id)
 
 
-async def _for_each(pending: list[tuple[Chunk, int]], writer: Writer, work: _Work, keep: Any) -> None:
-    """Runs the chunks with bounded concurrency; the first failure cancels the others."""
-    queue = iter(pending)
+async def _for_each(
+    pending: list[tuple[Chunk, int]], writer: Writer, work: _Work, keep: Callable[[list[_Answer]], Awaitable[None]]
+) -> None:
+    """Asks for the chunks with bounded concurrency; `keep` gets the answers in batches, as they come.
 
-    async def worker() -> None:
-        # All workers draw from one iterator, so a slow chunk never holds up the others.
-        for chunk, count in queue:
+    Keeping runs beside asking, so that the model never waits for a commit, and what was answered during one commit
+    shares the next. The short queue bounds how many answers a crash can lose. The first failure cancels the rest.
+    """
+    chunks = iter(pending)
+    answers: asyncio.Queue[_Answer] = asyncio.Queue(writer.max_concurrency)
+
+    async def ask() -> None:
+        # All askers draw from one iterator, so a slow chunk never holds up the others.
+        for chunk, count in chunks:
             text = _text_of(work.project, chunk)
-            await keep(chunk, await generate_for_chunk(writer.model, writer.strategy, text, count))
+            await answers.put((chunk, await generate_for_chunk(writer.model, writer.strategy, text, count)))
+
+    async def commit() -> None:
+        left = len(pending)
+        while left:
+            batch = [await answers.get()]
+            while not answers.empty():
+                batch.append(answers.get_nowait())
+            await keep(batch)
+            left -= len(batch)
 
     try:
         async with asyncio.TaskGroup() as group:
+            group.create_task(commit())
             for _ in range(min(writer.max_concurrency, len(pending))):
-                group.create_task(worker())
+                group.create_task(ask())
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures
 
@@ -142,6 +169,9 @@ async def _store(
     session: AsyncSession, run: JobRun, dataset: Dataset, chunk: Chunk, outcome: ChunkOutcome, tokens: list[int]
 ) -> None:
     """Commits a chunk's examples and its mark together."""
+    alive = select(Chunk.id).where(Chunk.id == chunk.id).with_for_update(read=True, key_share=True)
+    if await session.scalar(alive) is None:
+        return  # its file was deleted meanwhile: nobody wants these examples any more
     rows = [_row(dataset, chunk, draft, count, "train") for draft, count in zip(outcome.drafts, tokens, strict=True)]
     known = await queries.known_fingerprints(session, dataset.id, [row.fingerprint for row in rows])
     for row in rows:
@@ -174,8 +204,8 @@ async def _conclude(run: JobRun, writer: Writer, work: _Work, *, asked: int) -> 
         ).all()
         if not rows:
             raise NothingGenerated(chunks=asked)
-        sections = [section_of(row.content_id, row.meta or {}) for row in rows]
-        split = held_out(sections, service.split_share(work.project))
+        paths = [path_of(row.content_id, row.meta or {}) for row in rows]
+        split = held_out(paths, service.split_share(work.project))
         evaluation = [row.id for row, out in zip(rows, split, strict=True) if out]
         await session.execute(
             update(Example).where(Example.dataset_id == dataset_id, Example.split == "eval").values(split="train")
@@ -198,7 +228,9 @@ async def _name_model(session: AsyncSession, dataset: Dataset, writer: Writer) -
 
 
 async def _count_tokens(writer: Writer, drafts: Sequence[ExampleDraft]) -> list[int]:
-    texts = ["\n".join(part for part in (draft.instruction, draft.input, draft.output) if part) for draft in drafts]
+    texts = [
+        storable("\n".join(part for part in (draft.instruction, draft.input, draft.output) if part)) for draft in drafts
+    ]
     return await asyncio.to_thread(writer.counter.count_many, texts)
 
 
@@ -217,20 +249,21 @@ def _text_of(project: Project, chunk: Chunk) -> ChunkText:
 def _row(dataset: Dataset, chunk: Chunk, draft: ExampleDraft, token_count: int, split: str) -> Example:
     meta: dict[str, Any] = {**draft.meta}
     if draft.quote:
-        meta["quote"] = draft.quote
+        meta["quote"] = storable(draft.quote)
     if draft.page is not None:
         meta["page"] = draft.page
+    instruction, given, output = (storable(part) for part in (draft.instruction, draft.input, draft.output))
     return Example(
         dataset_id=dataset.id,
         chunk_id=chunk.id,
         split=split,
-        instruction=draft.instruction,
-        input=draft.input,
-        output=draft.output,
+        instruction=instruction,
+        input=given,
+        output=output,
         is_valid=draft.is_valid,
         invalid_reason=draft.invalid_reason,
         token_count=token_count,
-        fingerprint=fingerprint(draft.instruction, draft.input, draft.output),
+        fingerprint=fingerprint(instruction, given, output),
         meta=meta,
     )
 

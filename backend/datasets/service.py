@@ -7,9 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.contents import queries as content_queries
 from backend.datasets import queries
-from backend.datasets.errors import NoChunks, NoModelForGeneration
+from backend.datasets.errors import DatasetInUse, NoChunks, NoModelForGeneration
 from backend.datasets.models import Dataset, Example
 from backend.jobs import kinds, queue
+from backend.jobs import queries as job_queries
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
 from backend.jobs.states import JobState
@@ -22,6 +23,8 @@ from backend.projects.stages import Stage
 PREVIEW_EXAMPLES = 10
 DEFAULT_TARGET = 200
 DEFAULT_TRAIN_SHARE = 0.9
+# The kind of job that reads a dataset; it is defined above this package.
+_TRAINING = "training"
 
 
 @dataclass(slots=True)
@@ -62,7 +65,7 @@ async def start_preview(
     session: AsyncSession, broker: Broker, settings: Settings, project: Project, *, count: int, model: str | None
 ) -> Job:
     """Enqueues a few real examples, spread over the documents. Raises NoChunks, JobAlreadyRunning."""
-    await _require_input(session, settings, project)
+    await _require_input(session, settings, project, model)
     dataset = await queries.find_current(session, project.id) or await _new_dataset(session, project)
     return await queue.enqueue(
         session,
@@ -86,7 +89,7 @@ async def start_generation(
     model: str | None,
 ) -> Job:
     """Enqueues the whole dataset. A dataset that already has examples is kept, and a new one becomes current."""
-    await _require_input(session, settings, project)
+    await _require_input(session, settings, project, model)
     dataset = await queries.find_current(session, project.id)
     if dataset is None or await queries.has_examples(session, dataset):
         dataset = await _new_dataset(session, project)
@@ -127,13 +130,16 @@ async def stats(session: AsyncSession, dataset: Dataset | None) -> DatasetStats:
     return found
 
 
-async def delete_example(session: AsyncSession, example: Example) -> None:
+async def delete_example(session: AsyncSession, project: Project, example: Example) -> None:
+    """Raises DatasetInUse during training: a run that resumes after a kill must find the examples it began with."""
+    if any(job.kind == _TRAINING for job in await job_queries.live_jobs(session, project.id)):
+        raise DatasetInUse()
     await session.delete(example)
     await session.flush()
 
 
-async def _require_input(session: AsyncSession, settings: Settings, project: Project) -> None:
-    if not settings.llm_base_url:
+async def _require_input(session: AsyncSession, settings: Settings, project: Project, model: str | None) -> None:
+    if not settings.llm_base_url or not (model or settings.llm_model):
         raise NoModelForGeneration()
     if not await content_queries.has_chunks(session, project.id):
         raise NoChunks(project_id=str(project.public_id))

@@ -1,12 +1,12 @@
 """Jobs as rows: put in, claimed under a fence, renewed, ended, and swept when their worker or message was lost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Interval, case, cast, func, literal, or_, select, text, update
+from sqlalchemy import ColumnElement, Interval, and_, case, cast, func, literal, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,12 +14,14 @@ from backend.jobs import kinds
 from backend.jobs.errors import JobAlreadyRunning, LeaseLost
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
-from backend.jobs.states import ENDED, JobState, sources_of
+from backend.jobs.states import ENDED, LIVE, JobState, sources_of
 from backend.kit.broker import Broker
 from backend.kit.db import after_commit
 
 SWEEP_LIMIT = 500
-_MAX_RESEND_SECONDS = 40.0
+_MAX_RESEND_SECONDS = 20.0
+# Before a job that lost its worker runs again: 0, 1, 3, 7, 15, 15 ... seconds.
+_MAX_RESCUE_SECONDS = 15.0
 _RETRY_SECONDS = 2.0
 _MAX_RETRY_SECONDS = 60.0
 _NOW = func.clock_timestamp()
@@ -38,14 +40,6 @@ class Claim:
     params: dict[str, Any]
     attempts: int
     max_attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """What one sweep did: jobs to be sent again, and jobs that it ended."""
-
-    resend: Sequence[tuple[str, str, int]]
-    ended: Sequence[Job]
 
 
 async def enqueue(
@@ -145,14 +139,17 @@ async def hold(session: AsyncSession, claim: Claim) -> None:
         raise LeaseLost()
 
 
-async def report(session: AsyncSession, claim: Claim, *, progress_pct: float, message: str) -> None:
+async def report(session: AsyncSession, claim: Claim, *, progress_pct: float, message: str) -> float:
+    """Keeps the message and the progress, which never goes back; returns the progress kept. Raises LeaseLost."""
     row = await session.execute(
         _guarded(claim)
         .values(progress_pct=func.greatest(Job.progress_pct, progress_pct), message=message)
-        .returning(Job.id)
+        .returning(Job.progress_pct)
     )
-    if row.one_or_none() is None:
+    kept = row.scalar_one_or_none()
+    if kept is None:
         raise LeaseLost()
+    return float(kept)
 
 
 async def finish(
@@ -175,10 +172,14 @@ async def finish(
     )
 
 
-async def put_back(session: AsyncSession, claim: Claim, *, delay_seconds: float, counts: bool) -> None:
-    """Returns a claimed job to its queue; `counts=False` gives the attempt back (the worker was told to stop)."""
+async def put_back(session: AsyncSession, claim: Claim, *, delay_seconds: float, counts: bool) -> Job | None:
+    """Returns a claimed job to its queue; `counts=False` gives the attempt back (the worker was told to stop).
+
+    A job whose cancel was asked for meanwhile ends instead, and is returned. Raises LeaseLost.
+    """
     row = await session.execute(
         _guarded(claim)
+        .where(Job.cancel_requested_at.is_(None))
         .values(
             state=JobState.QUEUED,
             worker=None,
@@ -189,8 +190,9 @@ async def put_back(session: AsyncSession, claim: Claim, *, delay_seconds: float,
         )
         .returning(Job.id)
     )
-    if row.one_or_none() is None:
-        raise LeaseLost()
+    if row.one_or_none() is not None:
+        return None
+    return await _end(session, _guarded(claim), JobState.CANCELLED)
 
 
 def retry_delay_seconds(attempts: int) -> float:
@@ -198,60 +200,85 @@ def retry_delay_seconds(attempts: int) -> float:
     return float(min(_RETRY_SECONDS * 2 ** max(attempts - 1, 0), _MAX_RETRY_SECONDS))
 
 
-async def cancel_queued(session: AsyncSession, job: Job) -> Job | None:
-    """Ends a job that no worker has; None when a worker took it meanwhile."""
-    statement = update(Job).where(Job.id == job.id, Job.state == JobState.QUEUED)
-    try:
-        return await _end(session, statement, JobState.CANCELLED)
-    except LeaseLost:
-        return None
+async def ask_to_cancel(session: AsyncSession, job: Job) -> Job | None:
+    """Marks a live job for its worker, or ends it at once when no worker has it; None when it is over.
 
-
-async def sweep(session: AsyncSession, *, resend_seconds: float, backlog: dict[str, int]) -> Swept:
-    """Finds what was lost: running jobs whose lease ran out, and queued jobs that nobody claimed.
-
-    `backlog` holds the number of messages that wait in each queue (a missing queue counts as none). Where every queued
-    job still has a message there, nothing is sent again: the workers are merely busy.
+    One statement looks at both states and locks the row, so the job cannot slip from one to the other in between.
     """
-    ended = [*await _end_hopeless(session), *await _end_cancelled(session)]
-    await session.execute(
+    asked = await session.scalar(
         update(Job)
-        .where(Job.id.in_(_expired().limit(SWEEP_LIMIT)))
-        .values(state=JobState.QUEUED, worker=None, lease_until=None, dispatched_at=None)
+        .where(Job.id == job.id, Job.state.in_(LIVE))
+        .values(cancel_requested_at=func.coalesce(Job.cancel_requested_at, _NOW))
+        .returning(Job)
+        .execution_options(populate_existing=True)
     )
-    return Swept(resend=await _due(session, resend_seconds, backlog), ended=ended)
+    if asked is None or asked.state == JobState.RUNNING:
+        return asked
+    return await _end(session, update(Job).where(Job.id == job.id), JobState.CANCELLED)
 
 
-async def _end_hopeless(session: AsyncSession) -> list[Job]:
-    """Running jobs that lost their worker too often: the dead letters."""
-    ids = await session.scalars(_expired().where(Job.attempts >= Job.max_attempts, ~_cancelling()).limit(SWEEP_LIMIT))
-    return [
-        await _end(
-            session,
-            update(Job).where(Job.id == job_id),
-            JobState.FAILED,
-            error_code="JOB_GAVE_UP",
-            error_message="The worker was lost on every attempt. Start the job again; if it fails again, "
-            "give the worker more memory or make the job smaller.",
+async def find_lost(session: AsyncSession) -> Sequence[int]:
+    """The ids of jobs that nobody will end any more: their worker is gone, and they may not run again."""
+    return (await session.scalars(select(Job.id).where(_is_lost()).order_by(Job.id).limit(SWEEP_LIMIT))).all()
+
+
+async def end_lost(session: AsyncSession, job_id: int) -> Job | None:
+    """Ends one of them: cancelled if that was asked for, else a dead letter. None when it came back to life."""
+    locked = select(Job).where(Job.id == job_id, _is_lost()).with_for_update(skip_locked=True)
+    job = await session.scalar(locked)
+    if job is None:
+        return None
+    statement = update(Job).where(Job.id == job_id)
+    if job.cancel_requested_at is not None:
+        return await _end(session, statement, JobState.CANCELLED)
+    return await _end(
+        session,
+        statement,
+        JobState.FAILED,
+        error_code="JOB_GAVE_UP",
+        error_message="The worker was lost on every attempt. Start the job again; if it fails again, "
+        "give the worker more memory or make the job smaller.",
+    )
+
+
+async def requeue_expired(session: AsyncSession) -> int:
+    """Puts running jobs whose lease ran out back into their queues; returns how many."""
+    expired = (
+        select(Job.id)
+        .where(_is_expired(), Job.attempts < Job.max_attempts, Job.cancel_requested_at.is_(None))
+        .order_by(Job.lease_until)
+        .limit(SWEEP_LIMIT)
+        .with_for_update(skip_locked=True)
+    )
+    pause = func.least(func.power(2, func.least(Job.attempts - 1, 10)) - 1, _MAX_RESCUE_SECONDS)
+    rows = await session.execute(
+        update(Job)
+        .where(Job.id.in_(expired))
+        .values(
+            state=JobState.QUEUED,
+            worker=None,
+            lease_until=None,
+            dispatched_at=None,
+            available_at=_NOW + pause * text("interval '1 second'"),
         )
-        for job_id in ids.all()
-    ]
-
-
-async def _end_cancelled(session: AsyncSession) -> list[Job]:
-    ids = await session.scalars(_expired().where(_cancelling()).limit(SWEEP_LIMIT))
-    return [await _end(session, update(Job).where(Job.id == job_id), JobState.CANCELLED) for job_id in ids.all()]
-
-
-async def _due(session: AsyncSession, resend_seconds: float, backlog: dict[str, int]) -> list[tuple[str, str, int]]:
-    waiting = dict(
-        (await session.execute(select(Job.queue, func.count()).where(Job.state == JobState.QUEUED).group_by(Job.queue)))
-        .tuples()
-        .all()
+        .returning(Job.id)
     )
-    short = [queue for queue, count in waiting.items() if backlog.get(queue, 0) < count]
-    # 10, 20, 40, 40 ... seconds between two messages for one job.
-    wait = func.least(resend_seconds * func.power(2, Job.dispatches - 1), _MAX_RESEND_SECONDS)
+    return len(rows.all())
+
+
+async def take_due(
+    session: AsyncSession, *, resend_seconds: float, backlog: Mapping[str, int]
+) -> Sequence[tuple[str, str, int]]:
+    """Kind, queue and id of the queued jobs whose message is to be sent (again) now; marks them as sent.
+
+    `backlog` holds the number of messages that wait in each queue (a missing queue counts as none). Where every job
+    that was sent still has a message there, nothing is sent again: the workers are merely busy.
+    """
+    sent = select(Job.queue, func.count()).where(Job.state == JobState.QUEUED, Job.dispatched_at.is_not(None))
+    waiting = await session.execute(sent.group_by(Job.queue))
+    short = [queue for queue, count in waiting if backlog.get(queue, 0) < count]
+    # 10, 20, 20 ... seconds between two messages for one job. The exponent is bounded: 2^1024 is an error.
+    wait = func.least(resend_seconds * func.power(2, func.least(Job.dispatches - 1, 10)), _MAX_RESEND_SECONDS)
     due = (
         select(Job.id)
         .where(
@@ -262,7 +289,7 @@ async def _due(session: AsyncSession, resend_seconds: float, backlog: dict[str, 
                 Job.queue.in_(short) & (Job.dispatched_at < _NOW - wait * text("interval '1 second'")),
             ),
         )
-        .order_by(Job.id)
+        .order_by(Job.dispatched_at.nulls_first(), Job.id)
         .limit(SWEEP_LIMIT)
         .with_for_update(skip_locked=True)
     )
@@ -275,20 +302,24 @@ async def _due(session: AsyncSession, resend_seconds: float, backlog: dict[str, 
         )
         .returning(Job.kind, Job.queue, Job.id)
     )
-    return sorted(rows.tuples().all(), key=lambda row: row[2])
+    return sorted(((kind, queue, job_id) for kind, queue, job_id in rows), key=lambda row: row[2])
 
 
-def _expired() -> Any:
-    return (
-        select(Job.id)
-        .where(Job.state == JobState.RUNNING, Job.lease_until < _NOW)
-        .order_by(Job.id)
-        .with_for_update(skip_locked=True)
+async def mark_unsent(session: AsyncSession, ids: Sequence[int]) -> None:
+    """For jobs whose message did not leave: the next sweep sends it, without waiting for an answer to it."""
+    await session.execute(update(Job).where(Job.id.in_(ids), Job.state == JobState.QUEUED).values(dispatched_at=None))
+
+
+def _is_expired() -> ColumnElement[bool]:
+    return and_(Job.state == JobState.RUNNING, Job.lease_until < _NOW)
+
+
+def _is_lost() -> ColumnElement[bool]:
+    cancelling = Job.cancel_requested_at.is_not(None)
+    return or_(
+        and_(_is_expired(), or_(cancelling, Job.attempts >= Job.max_attempts)),
+        and_(Job.state == JobState.QUEUED, cancelling),
     )
-
-
-def _cancelling() -> Any:
-    return Job.cancel_requested_at.is_not(None)
 
 
 def _guarded(claim: Claim) -> Any:

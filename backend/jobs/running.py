@@ -53,8 +53,8 @@ class JobRun:
             return
         self._reported_at = now
         async with self._db.transaction() as session:
-            await queue.report(session, self.claim, progress_pct=pct, message=message)
-        await self.emit("progress", {"progress_pct": round(pct), "message": message})
+            kept = await queue.report(session, self.claim, progress_pct=pct, message=message)
+        await self.emit("progress", {"progress_pct": round(kept), "message": message})
 
     async def emit(self, name: str, data: dict[str, Any]) -> None:
         await self._events.publish(self.claim.public_id, name, data)

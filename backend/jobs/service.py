@@ -1,6 +1,7 @@
 """What people and the scheduler do with jobs: cancel them, and sweep up what was lost."""
 
 import logging
+from collections.abc import Sequence
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -9,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.jobs import queue
-from backend.jobs.errors import JobAlreadyEnded
+from backend.jobs.errors import JobAlreadyEnded, JobNotFound
 from backend.jobs.events import EventLog
 from backend.jobs.models import Job, Tick
 from backend.jobs.states import ENDED, LIVE, JobState
@@ -26,29 +27,16 @@ async def cancel(session: AsyncSession, events: EventLog, job: Job) -> Job:
 
     Raises JobAlreadyEnded for a job that is over, but a second cancel of the same job is no error.
     """
-    if job.state == JobState.CANCELLED:
-        return job
-    if job.state in ENDED:
-        raise JobAlreadyEnded(state=job.state)
-    cancelled = await queue.cancel_queued(session, job)
-    if cancelled is not None:
-        public_id = cancelled.public_id
-
-        async def tell() -> None:
-            await events.publish(public_id, "complete", {"status": JobState.CANCELLED})
-
-        after_commit(session, tell)
-        return cancelled
-    asked = await session.scalar(
-        update(Job)
-        .where(Job.id == job.id, Job.state == JobState.RUNNING)
-        .values(cancel_requested_at=func.coalesce(Job.cancel_requested_at, func.clock_timestamp()))
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    )
+    asked = await queue.ask_to_cancel(session, job)
     if asked is None:
-        current = await session.get_one(Job, job.id, populate_existing=True)
-        raise JobAlreadyEnded(state=current.state)
+        current = await session.get(Job, job.id, populate_existing=True)
+        if current is None:
+            raise JobNotFound()
+        if current.state != JobState.CANCELLED:
+            raise JobAlreadyEnded(state=current.state)
+        return current
+    if asked.state == JobState.CANCELLED:
+        after_commit(session, lambda: publish_end(events, asked))
     return asked
 
 
@@ -69,24 +57,44 @@ async def claim_tick(session: AsyncSession, task: str, period_seconds: float) ->
 
 
 async def sweep(db: Database, broker: Broker, redis: Redis, *, period_seconds: float, resend_seconds: float) -> int:
-    """One tick of the sweeper; returns how many messages it sent."""
-    backlog = await _backlog(redis)
+    """One tick of the sweeper: ends, requeues and resends what was lost. Returns how many messages it sent."""
     async with db.transaction() as session:
         if not await claim_tick(session, "jobs.sweep", period_seconds):
             return 0
-        swept = await queue.sweep(session, resend_seconds=resend_seconds, backlog=backlog)
-    events = EventLog(redis)
-    for job in swept.ended:
-        log.warning("job %s (%s) ended by the sweeper: %s", job.public_id, job.kind, job.state)
-        await publish_end(events, job)
-    sent = 0
-    for kind, queue_name, job_id in swept.resend:
-        if not await broker.send(kind, queue_name, job_id):
-            break
-        sent += 1
-    if sent:
-        log.info("sweeper sent %d jobs again", sent)
+    await _end_lost(db, EventLog(redis))
+    backlog = await _backlog(redis)
+    async with db.transaction() as session:
+        requeued = await queue.requeue_expired(session)
+        due = await queue.take_due(session, resend_seconds=resend_seconds, backlog=backlog)
+    sent = await _send(db, broker, due)
+    if requeued or sent:
+        log.info("sweeper requeued %d jobs and sent %d messages", requeued, sent)
     return sent
+
+
+async def _end_lost(db: Database, events: EventLog) -> None:
+    """Each in a transaction of its own: one whose ending fails must not keep the others from their rescue."""
+    async with db.transaction() as session:
+        ids = await queue.find_lost(session)
+    for job_id in ids:
+        try:
+            async with db.transaction() as session:
+                job = await queue.end_lost(session, job_id)
+        except Exception:
+            log.exception("job %d cannot be ended; the next sweep tries again", job_id)
+            continue
+        if job is not None:
+            log.warning("job %s (%s) ended by the sweeper: %s", job.public_id, job.kind, job.state)
+            await publish_end(events, job)
+
+
+async def _send(db: Database, broker: Broker, due: Sequence[tuple[str, str, int]]) -> int:
+    for sent, (kind, queue_name, job_id) in enumerate(due):
+        if not await broker.send(kind, queue_name, job_id):
+            async with db.transaction() as session:
+                await queue.mark_unsent(session, [row[2] for row in due[sent:]])
+            return sent
+    return len(due)
 
 
 async def publish_end(events: EventLog, job: Job) -> None:

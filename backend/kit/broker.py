@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +13,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUEUES = ("default", "llm", "gpu", "control")
+
+# A request must not wait for a broker that is down or frozen. Without these figures kombu tries for 6 and 15 seconds.
+SEND_SECONDS = 2.0
+_SENDERS = 4
+_SENDER_OPTIONS = {
+    "socket_connect_timeout": 1,
+    "socket_timeout": 1,
+    "socket_keepalive": True,
+    "max_retries": 0,
+    "connect_retries_timeout": 1,
+}
 
 
 def make_celery(redis_url: str) -> "Celery":
@@ -44,13 +57,14 @@ class Broker:
     def __init__(self, redis_url: str) -> None:
         self._redis_url = redis_url
         self._app: Celery | None = None
+        self._making = threading.Lock()
+        # Threads of its own: those of the loop's default executor must not pile up behind a frozen broker.
+        self._threads = ThreadPoolExecutor(_SENDERS, thread_name_prefix="broker")
 
     def send_now(self, task: str, queue: str, args: tuple[Any, ...], headers: Mapping[str, Any] | None = None) -> bool:
         """Publishes in this thread; False when the broker is down."""
-        if self._app is None:
-            self._app = make_celery(self._redis_url)
         try:
-            self._app.send_task(
+            self._sender().send_task(
                 task, args=args, queue=queue, retry=False, headers=dict(headers or {}), ignore_result=True
             )
         except Exception as error:  # kombu raises whatever the transport raises
@@ -59,10 +73,23 @@ class Broker:
         return True
 
     async def send(self, task: str, queue: str, *args: Any) -> bool:
-        """Publishes without blocking the event loop; False when the broker is down."""
-        return await asyncio.to_thread(self.send_now, task, queue, args)
+        """Publishes without blocking the event loop, in at most SEND_SECONDS; False when the broker is down."""
+        sending = asyncio.get_running_loop().run_in_executor(self._threads, self.send_now, task, queue, args)
+        try:
+            return await asyncio.wait_for(sending, SEND_SECONDS)
+        except TimeoutError:
+            log.warning("broker does not answer, the sweeper will resend %s %s", task, args)
+            return False
 
     def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._app is not None:
             self._app.close()
             self._app = None
+
+    def _sender(self) -> "Celery":
+        with self._making:
+            if self._app is None:
+                self._app = make_celery(self._redis_url)
+                self._app.conf.broker_transport_options = _SENDER_OPTIONS
+            return self._app

@@ -1,18 +1,21 @@
 """The database: one engine per process, one transaction per request or task, and the only commit of the code base."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
+import asyncpg
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from backend.kit.errors import DomainError
+from backend.kit.errors import DatabaseUnavailable, DomainError
 
 log = logging.getLogger(__name__)
 
 AfterCommit = Callable[[], Awaitable[None]]
 _AFTER_COMMIT = "after_commit"
+_DRIVER = "driver"
 
 
 class Database:
@@ -39,7 +42,8 @@ class Database:
                 if error.keeps_changes:
                     await session.commit()
                 raise
-            await session.commit()
+            if not _only_fetched(session):
+                await session.commit()
             hooks = _take_hooks(session)
         for hook in hooks:
             try:
@@ -56,9 +60,37 @@ class Database:
         await self.engine.dispose()
 
 
+async def fetch(session: AsyncSession, statement: str, *values: Any) -> Sequence[Any]:
+    """Rows of one SELECT by the driver itself ($1, $2 ... for values): for the hottest reads, at a third of the cost.
+
+    It runs on the session's connection, so it sees what the session wrote; outside a transaction it opens none.
+    Raises DatabaseUnavailable when the connection is lost.
+    """
+    driver = session.info.get(_DRIVER)
+    if driver is None:
+        driver = (await (await session.connection()).get_raw_connection()).driver_connection
+        session.info[_DRIVER] = driver
+    assert driver is not None, "the session's connection is open"
+    try:
+        rows: Sequence[Any] = await driver.fetch(statement, *values)
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError) as error:
+        # SQLAlchemy has not seen this failure: without a word the pool would hand the dead connection out again.
+        await (await session.connection()).invalidate()
+        raise DatabaseUnavailable() from error
+    return rows
+
+
 def after_commit(session: AsyncSession, action: AfterCommit) -> None:
     """Runs `action` once the session's transaction has been committed, and never when it is rolled back."""
     session.info.setdefault(_AFTER_COMMIT, []).append(action)
+
+
+def _only_fetched(session: AsyncSession) -> bool:
+    """Whether nothing but `fetch` outside a transaction was done, so that there is nothing to commit."""
+    driver = session.info.get(_DRIVER)
+    return driver is not None and not (
+        driver.is_in_transaction() or session.new or session.dirty or session.deleted or _AFTER_COMMIT in session.info
+    )
 
 
 def _take_hooks(session: AsyncSession) -> list[AfterCommit]:

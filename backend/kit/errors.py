@@ -12,13 +12,15 @@ class DomainError(Exception):
     status: ClassVar[int] = 400
     code: str = "BAD_REQUEST"
     template: ClassVar[str] = "The request cannot be carried out."
+    # What to do next, where a contract fixes the sentence itself; it goes into the context.
+    advice: ClassVar[str] = ""
     # A job that fails with it is tried again later.
     retryable: ClassVar[bool] = False
     # The transaction that it ends is committed all the same.
     keeps_changes: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, **context: Any) -> None:
-        self.context = context
+        self.context = {**context, "advice": self.advice.format(**context)} if self.advice else context
         self.detail = detail if detail is not None else self.template.format(**context)
         super().__init__(self.detail)
 
@@ -39,6 +41,13 @@ class Unauthorized(DomainError):
     status = 401
     code = "UNAUTHORIZED"
     template = "Log in first: send 'Authorization: Bearer <access_token>' from POST /api/auth/login."
+
+
+class DatabaseUnavailable(DomainError):
+    status = 503
+    code = "DATABASE_UNAVAILABLE"
+    template = "The database does not answer. Try again in a moment."
+    retryable = True
 
 
 class Unavailable(DomainError):

@@ -2,10 +2,13 @@
 
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 import structlog
 
+_as_json = False
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_logger_name,
@@ -17,6 +20,8 @@ _SHARED: list[Any] = [
 
 def configure_logging(level: str = "INFO", *, json: bool = False) -> None:
     """Sends both structlog's and the standard library's records through one formatter to stderr."""
+    global _as_json
+    _as_json = json
     renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -32,6 +37,22 @@ def configure_logging(level: str = "INFO", *, json: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
+
+
+def write_access(*, method: str, path: str, status: int, elapsed_ms: float, request_id: str) -> None:
+    """One line per request, written straight: the way through the log handlers costs a tenth of a small request."""
+    if not logging.getLogger("backend.access").isEnabledFor(logging.INFO):
+        return
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    elapsed = round(elapsed_ms, 1)
+    if _as_json:
+        fields = {"timestamp": now, "level": "info", "event": "request", "method": method, "path": path}
+        line = orjson.dumps({**fields, "status": status, "elapsed_ms": elapsed, "request_id": request_id}).decode()
+    else:
+        # repr keeps a path with control characters on its own line.
+        shown = path if path.isprintable() else repr(path)
+        line = f"{now} [info     ] {method} {shown} {status} {elapsed} ms request_id={request_id}"
+    sys.stderr.write(line + "\n")
 
 
 def bind(**values: Any) -> None:

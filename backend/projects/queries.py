@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.kit.db import fetch
 from backend.kit.owner import Owner
 from backend.kit.pagination import Page, Window
 from backend.projects.errors import ProjectNotFound
@@ -21,27 +22,24 @@ _STATS = """
        AND e.split IN ('train', 'eval')) AS example_count,
   (SELECT j.state FROM jobs j WHERE j.project_id = p.id ORDER BY j.id DESC LIMIT 1) AS last_job_status
 """
-_LIST = text(f"""
-SELECT p.public_id, p.name, p.task_type, p.stage, p.base_model_id, p.created_at, p.updated_at, {_STATS}
+# $1 owner, $2 stage or NULL, $3 limit, $4 offset. The total comes with the rows; past the last one it is asked for.
+LIST = f"""
+SELECT p.public_id, p.name, p.task_type, p.stage, p.base_model_id, p.created_at, p.updated_at, {_STATS},
+  count(*) OVER () AS total
 FROM projects p
-WHERE p.user_id = :user_id AND (CAST(:stage AS varchar) IS NULL OR p.stage = :stage)
-ORDER BY p.id DESC LIMIT :limit OFFSET :offset
-""")  # noqa: S608  (a constant of this file)
-_TOTAL = text("""
-SELECT count(*) FROM projects p
-WHERE p.user_id = :user_id AND (CAST(:stage AS varchar) IS NULL OR p.stage = :stage)
-""")
+WHERE p.user_id = $1 AND ($2::varchar IS NULL OR p.stage = $2)
+ORDER BY p.id DESC LIMIT $3 OFFSET $4
+"""  # noqa: S608  (a constant of this file)
+_TOTAL = "SELECT count(*) FROM projects p WHERE p.user_id = $1 AND ($2::varchar IS NULL OR p.stage = $2)"
 _STATS_OF_ONE = text(f"SELECT {_STATS} FROM projects p WHERE p.id = :project_id")  # noqa: S608  (a constant of this file)
 
 
 async def page_projects(session: AsyncSession, owner: Owner, window: Window, stage: str | None) -> Page[Sequence[Any]]:
     """The owner's projects, newest first, as rows with the four figures of `stats`."""
-    params = {"user_id": owner.id, "stage": stage}
-    bounds = {"limit": window.limit, "offset": window.offset}
-    rows: Sequence[Any] = (await session.execute(_LIST, params | bounds)).all()
-    if window.offset == 0 and len(rows) < window.limit:
-        return Page(rows, len(rows))
-    return Page(rows, int(await session.scalar(_TOTAL, params) or 0))
+    rows = await fetch(session, LIST, owner.id, stage, window.limit, window.offset)
+    if rows or window.offset == 0:
+        return Page(rows, rows[0]["total"] if rows else 0)
+    return Page(rows, (await fetch(session, _TOTAL, owner.id, stage))[0][0])
 
 
 async def stats_of(session: AsyncSession, project: Project) -> dict[str, Any]:

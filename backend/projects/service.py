@@ -1,5 +1,6 @@
 """Making, changing and deleting projects."""
 
+import json
 from typing import Any
 
 from sqlalchemy import func, update
@@ -11,9 +12,12 @@ from backend.jobs.events import EventLog
 from backend.jobs.states import JobState
 from backend.kit.db import after_commit
 from backend.kit.owner import Owner
+from backend.projects.errors import ConfigTooLarge
 from backend.projects.models import Project
 from backend.projects.stages import Stage
 from backend.storage import Storage
+
+MAX_CONFIG_BYTES = 32 * 1024
 
 
 async def create(
@@ -33,9 +37,13 @@ async def create(
 
 
 async def change(session: AsyncSession, project: Project, changes: dict[str, Any]) -> Project:
-    """Sets the given fields; `config` is merged key by key."""
+    """Sets the given fields; `config` is merged key by key. Raises ConfigTooLarge."""
     for field, value in changes.items():
-        setattr(project, field, {**project.config, **value} if field == "config" else value)
+        if field == "config":
+            value = {**project.config, **value}
+            if len(json.dumps(value)) > MAX_CONFIG_BYTES:
+                raise ConfigTooLarge(limit_kb=MAX_CONFIG_BYTES // 1024)
+        setattr(project, field, value)
     await session.flush()
     await session.refresh(project)
     return project

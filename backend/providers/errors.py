@@ -6,6 +6,10 @@ from backend.kit.errors import DomainError, NotFound, Unavailable
 class ModelNotFound(NotFound):
     code = "MODEL_NOT_FOUND"
     template = "Model '{model_id}' not found on HuggingFace Hub"
+    advice = (
+        "Check the spelling (organisation/name); a private model needs HF_TOKEN. "
+        "Or use the name of a folder in MODELS_DIR."
+    )
 
 
 class ModelIdInvalid(DomainError):

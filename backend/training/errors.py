@@ -8,6 +8,7 @@ from backend.kit.errors import Conflict, DomainError, NotFound
 class TrainingAlreadyRunning(Conflict):
     code = "TRAINING_ALREADY_RUNNING"
     template = "A training job is already running for this project"
+    advice = "Wait for it to end, or stop it with POST /projects/{project_id}/train/cancel."
 
 
 class NoTrainingRun(NotFound):

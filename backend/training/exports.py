@@ -41,8 +41,10 @@ async def export(run: JobRun, storage: Storage) -> dict[str, Any]:
             _describe(folder, project, fine_tuning)
             await run.progress(60, "Packing the archive", force=True)
             await asyncio.to_thread(pack, folder, folder / ARCHIVE)
-            for path in sorted(folder.iterdir(), key=_order):
-                artifacts += [await _store(storage, fine_tuning, path, f"{prefix}/{path.name}")]
+            paths = sorted(folder.iterdir(), key=_order)
+            artifacts = [await _artifact(fine_tuning, path, f"{prefix}/{path.name}") for path in paths]
+            for path, artifact in zip(paths, artifacts, strict=True):
+                await storage.put_file(artifact.file_key, path)
         async with run.writing() as session:
             await session.execute(
                 delete(Artifact).where(Artifact.fine_tuning_id == fine_tuning.id, Artifact.role == queries.EXPORT)
@@ -82,8 +84,7 @@ def _order(path: Path) -> tuple[int, str]:
     return (first.index(path.name) if path.name in first else len(first)), path.name
 
 
-async def _store(storage: Storage, fine_tuning: FineTuning, path: Path, key: str) -> Artifact:
-    await storage.put_file(key, path)
+async def _artifact(fine_tuning: FineTuning, path: Path, key: str) -> Artifact:
     return Artifact(
         fine_tuning_id=fine_tuning.id,
         role=queries.EXPORT,

@@ -69,8 +69,8 @@ def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
         "has_nvidia_smi": bool(report.get("has_nvidia_smi")),
         "gpu_name": first.get("name"),
         "gpu_count": len(gpus),
-        "vram_total_gb": first.get("vram_total_gb"),
-        "vram_free_gb": first.get("vram_free_gb"),
+        "vram_total_gb": _in_gib(first.get("vram_total_gb")),
+        "vram_free_gb": _in_gib(first.get("vram_free_gb")),
         "driver_version": report.get("driver_version"),
         "cuda_runtime": report.get("torch_cuda"),
         "torch_version": report.get("torch_version"),
@@ -82,6 +82,11 @@ def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
         "notes": notes,
         "warnings": warnings,
     }
+
+
+def _in_gib(gigabytes: float | None) -> float | None:
+    """Reports are in 10^9 bytes; the contract shows a card of 24 GiB as 24.0."""
+    return None if gigabytes is None else round(gigabytes * 1e9 / 1024**3, 1)
 
 
 def _gigabytes(report: dict[str, Any]) -> float:

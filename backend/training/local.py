@@ -14,6 +14,7 @@ from backend.datasets import queries as dataset_queries
 from backend.datasets.models import Example
 from backend.jobs.running import JobRun
 from backend.kit.config import Settings
+from backend.kit.text import storable
 from backend.projects import queries as project_queries
 from backend.projects import service as projects
 from backend.projects.models import Project
@@ -56,13 +57,16 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
     await _set(run, fine_tuning, status="preparing", started_at=func.coalesce(FineTuning.started_at, func.now()))
     await _clear_ended_runs(run, bench.settings)
     folder = run_folder(bench.settings, fine_tuning)
-    write_conversations(folder / "train.jsonl", train_rows)
-    write_conversations(folder / "eval.jsonl", eval_rows)
+    # Written by the first attempt only: the run goes on with the data that it began with, whatever is edited meanwhile.
+    if not (folder / "train.jsonl").exists():
+        write_conversations(folder / "eval.jsonl", eval_rows)
+        write_conversations(folder / "train.jsonl", train_rows)
+    has_eval = (folder / "eval.jsonl").stat().st_size > 0
     base = await _base_model(run, bench, project, fine_tuning)
 
     await _set(run, fine_tuning, status="training")
-    metrics = await _run_training(run, bench, fine_tuning, folder, base, has_eval=bool(eval_rows))
-    samples = await _run_evaluation(run, bench, fine_tuning, folder, base) if eval_rows else []
+    metrics = await _run_training(run, bench, fine_tuning, folder, base, has_eval=has_eval)
+    samples = await _run_evaluation(run, bench, fine_tuning, folder, base) if has_eval else []
     await _keep(run, bench, project, fine_tuning, folder, {**metrics, "samples": samples})
     shutil.rmtree(folder, ignore_errors=True)
     return {
@@ -108,7 +112,7 @@ async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
                 await run.progress(float(event["progress_pct"]), str(event["message"]))
 
         await _run_child(bench, "generate", config, folder, on_event)
-        answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))["answers"]
+        answers = _read_json(folder / "answers.json")["answers"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return {
@@ -137,7 +141,9 @@ def conversation_of(example: Example) -> dict[str, Any]:
 def write_conversations(path: Path, examples: Sequence[Example]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(conversation_of(example), ensure_ascii=False) for example in examples)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    aside.replace(path)
 
 
 async def _base_model(run: JobRun, bench: Bench, project: Project, fine_tuning: FineTuning) -> Path:
@@ -196,8 +202,9 @@ async def _run_training(
             await run.emit("log", {"message": data["message"]})
 
     await _run_child(bench, "qlora", config, folder, on_event)
-    metrics: dict[str, Any] = json.loads((folder / "out" / "metrics.json").read_text(encoding="utf-8"))
-    return metrics
+    metrics: dict[str, Any] = _read_json(folder / "out" / "metrics.json")
+    # The last step's figures stay beside those of the whole run, so that the status has all its fields to the end.
+    return {**seen, **metrics}
 
 
 async def _run_evaluation(
@@ -221,8 +228,13 @@ async def _run_evaluation(
             await run.progress(_TRAINED, _MESSAGE_OF_STAGE.get(event["name"], event["name"]), force=True)
 
     await _run_child(bench, "evaluate", config, folder, on_event)
-    found: list[dict[str, Any]] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["samples"]
+    found: list[dict[str, Any]] = _read_json(folder / "evaluation.json")["samples"]
     return found
+
+
+def _read_json(path: Path) -> Any:
+    """A trainer's result. A model may have answered with anything, NUL characters included."""
+    return storable(json.loads(path.read_text(encoding="utf-8")))
 
 
 async def _run_child(bench: Bench, module: str, config: dict[str, Any], folder: Path, on_event: Any) -> None:
@@ -239,20 +251,20 @@ async def _keep(
     files += [folder / "out" / "training_config.json"]
     # The attempt is part of the key: a zombie that is still writing cannot touch the files of its successor.
     prefix = f"{projects.folder_of(project)}/runs/{fine_tuning.public_id}/{run.claim.fence}"
-    artifacts = []
-    for path in files:
-        await bench.storage.put_file(f"{prefix}/{path.name}", path)
-        artifacts.append(
-            Artifact(
-                fine_tuning_id=fine_tuning.id,
-                role=queries.ADAPTER,
-                filename=path.name,
-                size_bytes=path.stat().st_size,
-                sha256=await asyncio.to_thread(file_digest, path),
-                file_key=f"{prefix}/{path.name}",
-            )
+    artifacts = [
+        Artifact(
+            fine_tuning_id=fine_tuning.id,
+            role=queries.ADAPTER,
+            filename=path.name,
+            size_bytes=path.stat().st_size,
+            sha256=await asyncio.to_thread(file_digest, path),
+            file_key=f"{prefix}/{path.name}",
         )
+        for path in files
+    ]
     try:
+        for path, artifact in zip(files, artifacts, strict=True):
+            await bench.storage.put_file(artifact.file_key, path)
         async with run.writing() as session:
             await session.execute(
                 delete(Artifact).where(Artifact.fine_tuning_id == fine_tuning.id, Artifact.role == queries.ADAPTER)

@@ -76,7 +76,7 @@ async def start(
             exclusive_key=f"training:{project.id}",
         )
     except JobAlreadyRunning as error:
-        raise TrainingAlreadyRunning() from error
+        raise TrainingAlreadyRunning(project_id=str(project.public_id)) from error
     fine_tuning.job_id = job.id
     await projects.move_to(session, project.id, Stage.TRAINING)
     await session.flush()

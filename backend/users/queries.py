@@ -5,30 +5,25 @@ from uuid import UUID
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.kit.db import fetch
 from backend.kit.owner import Owner
 from backend.users.models import User, UserSession
 
-# Built once: this statement runs on every request.
-_OWNER_OF_SESSION = (
-    select(User.id, User.public_id)
-    .join(UserSession, UserSession.user_id == User.id)
-    .where(
-        UserSession.revoked_at.is_(None),
-        UserSession.expires_at > func.now(),
-        User.is_active,
-    )
-)
+# Plain SQL: this runs on every request.
+_OWNER_OF_SESSION = """
+SELECT u.id, u.public_id FROM users u JOIN user_sessions s ON s.user_id = u.id
+WHERE u.public_id = $1 AND s.public_id = $2 AND s.revoked_at IS NULL AND s.expires_at > now() AND u.is_active
+"""
 
 
 async def find_owner(session: AsyncSession, *, user: UUID, login: UUID) -> Owner | None:
     """The active owner of a login that was neither revoked nor has expired."""
-    statement = _OWNER_OF_SESSION.where(User.public_id == user, UserSession.public_id == login)
-    row = (await session.execute(statement)).one_or_none()
-    return None if row is None else Owner(id=row[0], public_id=row[1])
+    rows = await fetch(session, _OWNER_OF_SESSION, user, login)
+    return Owner(id=rows[0][0], public_id=rows[0][1]) if rows else None
 
 
 async def find_by_email(session: AsyncSession, email: str) -> User | None:
-    return await session.scalar(select(User).where(func.lower(User.email) == email.lower()))
+    return await session.scalar(select(User).where(func.lower(User.email) == func.lower(email)))
 
 
 async def get_user(session: AsyncSession, owner: Owner) -> User:

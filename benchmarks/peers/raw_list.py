@@ -17,20 +17,15 @@ _NAMES = ("id", "name", "task_type", "status", "base_model_id", "created_at", "u
 _STATS = ("file_count", "chunk_count", "example_count", "last_job_status")
 
 
-def _positional(statement: str) -> str:
-    return statement.replace(":user_id", "$1").replace(":stage", "$2").replace(":limit", "$3").replace(":offset", "$4")
-
-
 async def list_projects(request: Request) -> Response:
     user = int(request.query_params["user"])
     async with request.app.state.pool.acquire() as connection:
-        rows = await connection.fetch(_positional(str(queries._LIST)), user, None, 50, 0)
-        total = await connection.fetchval(_positional(str(queries._TOTAL)), user, None)
+        rows = await connection.fetch(queries.LIST, user, None, 50, 0)
     items = []
     for row in rows:
         values = tuple(row)
-        items.append({**dict(zip(_NAMES, values, strict=False)), "stats": dict(zip(_STATS, values[7:], strict=True))})
-    body = {"items": items, "total": total, "limit": 50, "offset": 0}
+        items.append({**dict(zip(_NAMES, values, strict=False)), "stats": dict(zip(_STATS, values[7:], strict=False))})
+    body = {"items": items, "total": rows[0]["total"], "limit": 50, "offset": 0}
     return Response(orjson.dumps(body, default=str), media_type="application/json")
 
 

@@ -119,7 +119,7 @@ def forge(settings: Settings, tenant: Tenant) -> Callable[..., str]:
         {"sub": None},
         {"sub": "not-a-uuid"},
         {"sid": None},
-        {"sid": str(uuid4())},
+        {"sid": "01a20159-0000-7000-8000-000000000000"},
         {"jti": None},
         {"signed_with": "x" * 40},
         {"algorithm": "HS512"},

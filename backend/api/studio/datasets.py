@@ -125,9 +125,9 @@ async def list_examples(
     )
 
 
-@router.delete("/examples/{example_id}", status_code=204, responses=error_responses(404))
-async def delete_example(example: OwnedExample, session: SessionDep) -> None:
-    await service.delete_example(session, example)
+@router.delete("/examples/{example_id}", status_code=204, responses=error_responses(404, 409))
+async def delete_example(example: OwnedExample, project: OwnedProject, session: SessionDep) -> None:
+    await service.delete_example(session, project, example)
 
 
 @router.get("/stats", responses=error_responses(404))

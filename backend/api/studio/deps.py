@@ -37,7 +37,7 @@ async def owned_job(job_id: UUID, owner: OwnerDep, session: SessionDep) -> Job:
     return await job_queries.get_job(session, owner, job_id)
 
 
-def window(
+async def window(
     limit: Annotated[int, Query(ge=1, le=500)] = 50, offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0
 ) -> Window:
     return Window(limit=limit, offset=offset)

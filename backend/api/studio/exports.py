@@ -75,7 +75,8 @@ async def _download(services: Services, artifact: Artifact) -> StreamingResponse
         media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
         headers={
             "Content-Length": str(artifact.size_bytes),
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(artifact.filename)}",
+            # An export's names are plain ASCII without quotes, which every client understands.
+            "Content-Disposition": f'attachment; filename="{quote(artifact.filename)}"',
             "X-Content-Type-Options": "nosniff",
             "ETag": f'"{artifact.sha256}"',
         },

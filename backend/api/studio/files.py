@@ -64,10 +64,15 @@ async def upload_files(project_id: UUID, request: Request, claims: ClaimsDep, se
     async with services.db.transaction() as session:
         owner = await authenticate(services, session, claims)
         project = await project_queries.get_project(session, owner, project_id)
+        stored_bytes = await queries.stored_bytes(session, project.id)
     settings = services.settings
-    async with uploads.receive(
-        request, file_field="files", max_file_mb=settings.upload_max_file_mb, max_files=settings.upload_max_files
-    ) as form:
+    limits = uploads.UploadLimits(
+        max_file_mb=settings.upload_max_file_mb,
+        max_files=settings.upload_max_files,
+        max_project_mb=settings.upload_max_project_mb,
+        room_bytes=settings.upload_max_project_bytes - stored_bytes,
+    )
+    async with uploads.receive(request, file_field="files", limits=limits) as form:
         prepared = await service.prepare(
             services.storage,
             service.Limits.of(settings),

@@ -29,7 +29,7 @@ class JobOut(BaseModel):
     id: UUID
     type: str
     status: str
-    progress_pct: float
+    progress_pct: int
     message: str
     result_summary: dict[str, Any] | None
     created_at: datetime
@@ -103,7 +103,7 @@ def job_out(job: Job) -> JobOut:
         id=job.public_id,
         type=job.kind,
         status=job.state,
-        progress_pct=round(job.progress_pct, 1),
+        progress_pct=round(job.progress_pct),
         message=job.message,
         result_summary=job.result,
         created_at=job.created_at,

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from backend.api.auth import OwnerDep
 from backend.api.errors import error_responses
@@ -20,6 +20,7 @@ from backend.projects.stages import Stage
 router = APIRouter(prefix="/projects", tags=["projects"])
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 TaskType = Literal["qa", "instruction", "chat", "classification", "summarization"]
 
 
@@ -31,6 +32,14 @@ class ConfigIn(BaseModel):
     num_examples_target: int | None = Field(default=None, ge=1, le=100_000)
     max_seq_length: int | None = Field(default=None, ge=32, le=1_048_576)
     train_eval_split: float | None = Field(default=None, gt=0, lt=1)
+    # The classes of task_type classification.
+    labels: list[Label] | None = Field(default=None, min_length=2, max_length=200)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "ConfigIn":
+        if len(self.model_dump_json()) > service.MAX_CONFIG_BYTES:
+            raise ValueError(f"the whole config must be at most {service.MAX_CONFIG_BYTES // 1024} KB")
+        return self
 
 
 class ProjectIn(BaseModel):

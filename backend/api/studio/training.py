@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.api.errors import error_responses
 from backend.api.services import ServicesDep
@@ -35,17 +35,30 @@ class TrainOut(BaseModel):
     message: str
 
 
+class MetricsOut(BaseModel):
+    """The last step's figures, null until there are some, and beside them whatever else the run measured."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int | None = None
+    total_steps: int | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    epoch: float | None = None
+
+
 class StatusOut(BaseModel):
     run_id: UUID
     job_id: UUID
     status: str
     method: str
-    progress_pct: float
+    progress_pct: int
     message: str
-    current_metrics: dict[str, Any]
+    current_metrics: MetricsOut
     started_at: datetime | None
     finished_at: datetime | None
-    elapsed_seconds: float
+    elapsed_seconds: int
     error_message: str | None
 
 
@@ -86,12 +99,12 @@ async def get_training_status(project: OwnedProject, session: SessionDep) -> Sta
         job_id=job.public_id,
         status=job.state,
         method=fine_tuning.method,
-        progress_pct=round(job.progress_pct, 1),
+        progress_pct=round(job.progress_pct),
         message=job.message,
-        current_metrics={key: value for key, value in fine_tuning.metrics.items() if key not in hidden},
+        current_metrics=MetricsOut(**{key: item for key, item in fine_tuning.metrics.items() if key not in hidden}),
         started_at=started,
         finished_at=job.finished_at,
-        elapsed_seconds=round((ended - started).total_seconds(), 1) if started else 0.0,
+        elapsed_seconds=round((ended - started).total_seconds()) if started else 0,
         error_message=job.error_message,
     )
 

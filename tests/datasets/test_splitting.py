@@ -1,0 +1,43 @@
+"""Which examples are held out."""
+
+from collections import Counter
+
+from backend.datasets.splitting import held_out, path_of
+
+
+def test_whole_sections_are_held_out_within_the_share() -> None:
+    paths = [path_of(1, {"headings": [f"Part {number // 5}"]}) for number in range(50)]
+    split = held_out(paths, 0.8)
+    assert sum(split) == 10
+    by_section = {path: {out for other, out in zip(paths, split, strict=True) if other == path} for path in paths}
+    assert all(len(kinds) == 1 for kinds in by_section.values())
+
+
+def test_deeper_headings_count_where_a_section_holds_nearly_everything() -> None:
+    """A manual whose title page is the heading above all else."""
+    cover = [path_of(1, {"headings": ["Product", "Manual"]})] * 4
+    body = [path_of(1, {"headings": ["Product", "Manual", f"Chapter {number // 10}"]}) for number in range(80)]
+    split = held_out([*cover, *body], 0.8)
+    assert 10 <= sum(split) <= 17
+
+
+def test_small_sections_are_not_divided() -> None:
+    paths = [path_of(1, {"headings": [f"A{n // 4}", "B", f"C{n}"]}) for n in range(40)]
+    split = held_out(paths, 0.9)
+    assert Counter(path[1] for path, out in zip(paths, split, strict=True) if out).most_common() == [
+        (name, 4) for name in {path[1] for path, out in zip(paths, split, strict=True) if out}
+    ]
+
+
+def test_without_headings_the_last_examples_are_held_out() -> None:
+    split = held_out([path_of(1, {})] * 20, 0.9)
+    assert split == [False] * 18 + [True] * 2
+
+
+def test_one_large_section_is_never_held_out_whole() -> None:
+    paths = [path_of(1, {"headings": ["Large"]})] * 30 + [path_of(1, {"headings": ["Small"]})] * 3
+    assert [path[1] for path, out in zip(paths, held_out(paths, 0.8), strict=True) if out] == ["Small"] * 3
+
+
+def test_a_single_example_is_for_training() -> None:
+    assert held_out([path_of(1, {})], 0.9) == [False]
