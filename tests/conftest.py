@@ -5,7 +5,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from backend.jobs.models import Job
 from backend.kit import migrations
 from backend.kit.config import Settings, get_settings
 from backend.kit.db import Database
+from tests.llm_server import LLMServer
+from tests.providers.hub_server import HubServer, running_hub
 
 TEMPLATE = "template_of_tests"
 _DATABASE_URL, _REDIS_URL = "TESTS_DATABASE_URL", "TESTS_REDIS_URL"
@@ -49,7 +51,24 @@ async def clone_database(name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Settings]:
+def llm_server() -> Iterator[LLMServer]:
+    """The language model server that the settings name."""
+    server = LLMServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def outside_hub() -> Iterator[HubServer]:
+    """The HuggingFace Hub that the settings name."""
+    with running_hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def settings(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, llm_server: LLMServer, outside_hub: HubServer
+) -> Iterator[Settings]:
     """The process's settings, also in its environment, so that child processes see the same."""
     number = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 0
     url = asyncio.run(clone_database(f"test_{worker_id}_{secrets.token_hex(4)}"))
@@ -61,9 +80,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
         "STORAGE_URL": (folder / "storage").as_uri(),
         "SECRET_KEY": secrets.token_urlsafe(48),
         "AUTH_MODE": "token",
-        "LLM_BASE_URL": "",
-        "LLM_MODEL": "",
-        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "LLM_BASE_URL": llm_server.url,
+        "LLM_MODEL": "imitation-70b",
+        "LLM_MAX_ATTEMPTS": "2",
+        "HF_ENDPOINT": outside_hub.endpoint,
+        "HF_TIMEOUT_SECONDS": "5",
+        "TRAINING_DEVICE": "cpu",
+        "TRAINING_THREADS": "1",
         "LOG_LEVEL": "WARNING",
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
@@ -94,7 +117,7 @@ async def anonymous(app: Any) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 async def db(settings: Settings, app: Any) -> Database:
     found: Database = app.state.services.db
     return found
@@ -120,28 +143,28 @@ class Tenant:
         )
 
 
+@asynccontextmanager
+async def registered(app: Any, anonymous: httpx.AsyncClient) -> AsyncIterator[Tenant]:
+    """Registers and logs in another user."""
+    email, password = f"{secrets.token_hex(8)}@example.com", "a long password"
+    body = {"email": email, "password": password, "name": "Somebody"}
+    answer = await anonymous.post("/api/auth/register", json=body)
+    assert answer.status_code == 201, answer.text
+    login = (await anonymous.post("/api/auth/login", json={"username": email, "password": password})).json()
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
+        base_url="http://testserver",
+        headers={"Authorization": f"Bearer {login['access_token']}"},
+        timeout=60,
+    ) as client:
+        yield Tenant(client, email, password, login)
+
+
 @pytest.fixture
 async def make_tenant(app: Any, anonymous: httpx.AsyncClient) -> AsyncIterator[Callable[[], Awaitable[Tenant]]]:
     """Registers and logs in another user at each call."""
     async with AsyncExitStack() as stack:
-
-        async def make() -> Tenant:
-            email, password = f"{secrets.token_hex(8)}@example.com", "a long password"
-            answer = await anonymous.post(
-                "/api/auth/register", json={"email": email, "password": password, "name": "Somebody"}
-            )
-            assert answer.status_code == 201, answer.text
-            login = (await anonymous.post("/api/auth/login", json={"username": email, "password": password})).json()
-            client = httpx.AsyncClient(
-                transport=httpx.ASGITransport(app=app, raise_app_exceptions=False),
-                base_url="http://testserver",
-                headers={"Authorization": f"Bearer {login['access_token']}"},
-                timeout=60,
-            )
-            await stack.enter_async_context(client)
-            return Tenant(client, email, password, login)
-
-        yield make
+        yield lambda: stack.enter_async_context(registered(app, anonymous))
 
 
 @pytest.fixture
@@ -159,7 +182,7 @@ def job_thread(settings: Settings) -> Iterator[ThreadPoolExecutor]:
         thread.submit(runtime.close).result()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_jobs(
     settings: Settings, db: Database, job_thread: ThreadPoolExecutor
 ) -> Callable[[str], Awaitable[dict[str, Any]]]:

@@ -79,12 +79,14 @@ def notes(outcome: Outcome, *, embedded_model: bool) -> list[Text]:
     lines = []
     if seen:
         lines.append(
-            f"The tuned model gives the expected answer to {_count(seen)} questions from the training set, and to "
-            f"{_count(held_out)} held-out ones: it learns what it is shown. A fact that it was never shown it cannot "
-            f"know; on those, the lower loss is the style and the words of the document."
+            f"The tuned model gives the expected answer, word for word, to {_count(seen)} questions from the training "
+            f"set and to {_count(held_out)} held-out ones: it learns what it is shown, and cannot know a fact that it "
+            f"was never shown."
         )
-    if not outcome.eval_loss_tuned < outcome.eval_loss_base:
-        lines.append("The held-out loss did not fall. Try a longer document.")
+    if outcome.eval_loss_tuned < outcome.eval_loss_base:
+        lines.append("The lower loss on held-out examples comes from the style and the words of the document.")
+    else:
+        lines.append("The held-out loss did not fall: too few examples, or too different ones. Try another document.")
     if embedded_model:
         lines.append(
             "[yellow]Starter quality:[/] the questions were written by the embedded model, which has 135 million "

@@ -1,10 +1,12 @@
 """What the demo shows while it works: one line with a bar per step; plain lines where there is no terminal."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
@@ -60,7 +62,7 @@ class Screen:
         self.plain = not console.is_terminal
         self._steps = steps
         self._number = 0
-        self._progress = Progress(
+        self._progress = _Bars(
             _Mark(),
             TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=22)),
             BarColumn(_BAR_WIDTH, style="bright_black", complete_style="cyan", finished_style="green"),
@@ -98,6 +100,13 @@ class Screen:
 
     def line(self, text: str) -> None:
         self.console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+class _Bars(Progress):
+    """Leaves room at the right for the ^C that a terminal echoes: a line that wraps would be drawn twice."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield Padding(self.make_tasks_table(self.tasks), (0, 3, 0, 0))
 
 
 class _Mark(ProgressColumn):

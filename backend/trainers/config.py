@@ -23,7 +23,8 @@ class Hyperparams:
     """Hyperparameters under their public names; the last five are optional refinements.
 
     `eval_steps`, `save_steps`: every how many optimizer steps; None evaluates about once an epoch (at most ten times)
-    and saves once a minute. `keep`: which adapter the run delivers, the one with the best evaluation or the last.
+    and saves once a minute. `keep`: which adapter the run delivers, the one with the best evaluation or the last
+    (the last one that scores better than the base model, when there is one).
     """
 
     num_epochs: int = 3

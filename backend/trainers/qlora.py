@@ -54,7 +54,7 @@ def fine_tune(config: TrainConfig, events: Events, cancellation: process.Cancell
             events.emit("cancelled", step=trainer.state.global_step)
             raise Cancelled
 
-        tuned_loss = choose_weights(trainer, config, events)
+        tuned_loss = choose_weights(trainer, config, events, base_loss)
         events.stage("saving")
         metrics = {
             **losses(trainer, output.training_loss, base_loss, tuned_loss),
@@ -108,6 +108,7 @@ def prepare(
             with trainer.model.disable_adapter():
                 base_loss = trainer.score()
             checkpoints.write_json(baseline_file, {"eval_loss": base_loss})
+        trainer.base_loss = base_loss
         events.evaluation(0, base_loss or math.nan)
     return trainer, train_set, base_loss
 
@@ -152,6 +153,7 @@ def build_trainer(
         target=target,
         events=events,
         cancellation=cancellation,
+        keep=params.keep,
         peft_config=LoraConfig(
             r=params.lora_r,
             lora_alpha=params.lora_alpha,
@@ -192,8 +194,10 @@ def build_trainer(
     )
 
 
-def choose_weights(trainer: AdapterTrainer, config: TrainConfig, events: Events) -> float | None:
-    """Score the last weights, go back to the best ones if the config says so; returns the loss of those kept."""
+def choose_weights(
+    trainer: AdapterTrainer, config: TrainConfig, events: Events, base_loss: float | None
+) -> float | None:
+    """Score the last weights, go back to those that `prefers` kept; returns the loss of those delivered."""
     if not trainer.held_out:
         return None
     events.stage("evaluating")
@@ -203,10 +207,18 @@ def choose_weights(trainer: AdapterTrainer, config: TrainConfig, events: Events)
     if trainer.last_scored_step != trainer.state.global_step:
         events.evaluation(trainer.state.global_step, loss)
         trainer.consider_best(loss)
-    if config.hyperparams.keep == "best" and trainer.best_loss is not None and trainer.best_loss < loss:
-        trainer.restore_best()
-        return trainer.best_loss
-    return loss
+    kept = trainer.best_loss
+    if kept is None or trainer.best_step == trainer.state.global_step:
+        return loss
+    if config.hyperparams.keep == "last":
+        if base_loss is None or kept >= base_loss:
+            return loss
+        events.warning(
+            f"The last weights score worse on held-out examples ({loss:.3f}) than the base model ({base_loss:.3f}), "
+            f"so those of step {trainer.best_step} ({kept:.3f}) are delivered. Use fewer epochs or more examples."
+        )
+    trainer.restore_best()
+    return kept
 
 
 def losses(

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -39,6 +39,7 @@ class AdapterTrainer(SFTTrainer):
         target: Target,
         events: Events,
         cancellation: Cancellation,
+        keep: Literal["best", "last"] = "best",
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -46,6 +47,8 @@ class AdapterTrainer(SFTTrainer):
         self.target = target
         self.events = events
         self.cancellation = cancellation
+        self.keep = keep
+        self.base_loss: float | None = None
         self.best_loss: float | None = None
         self.best_step = 0
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -91,9 +94,9 @@ class AdapterTrainer(SFTTrainer):
         return metrics
 
     def consider_best(self, loss: float) -> None:
-        """Keep the present weights if none scored lower so far."""
+        """Keep the present weights if they are to be preferred to those kept so far."""
         self.last_loss, self.last_scored_step = loss, self.state.global_step
-        if self.best_loss is None or loss < self.best_loss:
+        if prefers(self.keep, loss, self.best_loss, self.base_loss):
             self.best_loss, self.best_step = loss, self.state.global_step
             weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
             self.best_weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
@@ -145,6 +148,17 @@ class AdapterTrainer(SFTTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             _restore_random_states(checkpoints.load_tree(Path(checkpoint) / _STATE)["random"])
+
+
+def prefers(keep: Literal["best", "last"], loss: float, kept: float | None, base_loss: float | None) -> bool:
+    """Whether new weights replace those kept so far, by their losses on the held-out examples.
+
+    "best" keeps the lowest loss. "last" keeps what knows the training examples best: the newest weights, as long as
+    they score better than the base model.
+    """
+    if kept is None or loss < kept:
+        return True
+    return keep == "last" and base_loss is not None and loss < base_loss
 
 
 class Reporter(TrainerCallback):

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -188,3 +189,26 @@ def test_memory_errors_advise() -> None:
 
 def test_a_cancel_is_no_exception_that_libraries_swallow() -> None:
     assert not issubclass(Cancelled, Exception)
+
+
+@pytest.mark.parametrize(
+    ("keep", "base", "losses", "kept_step"),
+    [
+        ("best", 3.0, [2.4, 2.5, 2.9, 3.3], 1),
+        ("last", 3.0, [2.4, 2.5, 2.9, 3.3], 3),
+        ("last", 3.0, [2.4, 2.5, 2.6], 3),
+        ("last", 3.0, [3.5, 3.2, 3.4], 2),
+        ("last", None, [2.4, 2.5], 1),
+    ],
+)
+def test_which_weights_are_kept(
+    keep: Literal["best", "last"], base: float | None, losses: list[float], kept_step: int
+) -> None:
+    """Steps count from 1. Those that learned most are wanted by `last`, but none that is worse than the base model."""
+    from backend.trainers.trainer import prefers
+
+    kept, step = None, 0
+    for number, loss in enumerate(losses, 1):
+        if prefers(keep, loss, kept, base):
+            kept, step = loss, number
+    assert step == kept_step

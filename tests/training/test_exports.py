@@ -1,0 +1,53 @@
+"""The archive and the report of a run."""
+
+import zipfile
+from pathlib import Path
+
+from backend.projects.models import Project
+from backend.training.exports import ARCHIVE, pack
+from backend.training.hardware import read_nvidia_smi
+from backend.training.models import FineTuning
+from backend.training.report import render_report
+
+
+def test_the_same_files_make_the_same_archive(tmp_path: Path) -> None:
+    made = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for filename, data in (("b.json", b"{}" * 500), ("adapter_model.safetensors", bytes(range(256)) * 64)):
+            (folder / filename).write_bytes(data)
+        pack(folder, folder / ARCHIVE)
+        made.append((folder / ARCHIVE).read_bytes())
+    assert made[0] == made[1]
+    with zipfile.ZipFile(tmp_path / "one" / ARCHIVE) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["adapter_model.safetensors", "b.json"]
+        assert archive.getinfo("adapter_model.safetensors").compress_type == zipfile.ZIP_STORED
+
+
+def _run(**metrics: object) -> tuple[Project, FineTuning]:
+    tuning = FineTuning(model="org/base", method="lora", hyperparameters={"lora_r": 16}, metrics=metrics)
+    return Project(name="Manual"), tuning
+
+
+def test_the_report_says_whether_it_got_better() -> None:
+    better = render_report(*_run(eval_loss_base=2.0, eval_loss_tuned=1.0))
+    assert "fell by 50 %" in better
+    worse = render_report(*_run(eval_loss_base=1.0, eval_loss_tuned=1.5))
+    assert "did not fall" in worse
+    assert "no held-out examples" in render_report(*_run())
+
+
+def test_answers_stand_on_one_line_each() -> None:
+    sample = {"messages": [{"role": "user", "content": "Why\nnot?"}], "expected": "a", "base": "b\n\n# c", "tuned": "d"}
+    report = render_report(*_run(samples=[sample], eval_loss_base=2.0, eval_loss_tuned=1.0))
+    assert "**Why not?**" in report
+    assert "- base: b # c" in report
+
+
+def test_nvidia_smi_is_read() -> None:
+    report = read_nvidia_smi("NVIDIA GeForce RTX 4090, 24564, 23040, 550.54.14\n")
+    assert report["has_nvidia_smi"]
+    assert report["driver_version"] == "550.54.14"
+    assert report["smi_gpus"] == [{"name": "NVIDIA GeForce RTX 4090", "vram_total_gb": 25.8, "vram_free_gb": 24.2}]

@@ -1,0 +1,68 @@
+"""The contract's hyperparameters."""
+
+from typing import Any
+
+import pytest
+
+from backend.training.errors import BadHyperparameter
+from backend.training.hyperparams import RULES, complete
+
+CONTRACT = {
+    "num_epochs": 3,
+    "learning_rate": 2e-4,
+    "per_device_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "max_seq_length": 2048,
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.01,
+}
+
+
+def test_the_contracts_values_are_the_defaults() -> None:
+    assert complete({}) == {**CONTRACT, "seed": 42, "keep": "best"}
+    assert complete(CONTRACT) == complete({})
+
+
+def test_the_projects_sequence_length_is_a_default_too() -> None:
+    assert complete({}, max_seq_length=512)["max_seq_length"] == 512
+    assert complete({"max_seq_length": 128}, max_seq_length=512)["max_seq_length"] == 128
+
+
+def test_a_whole_number_may_come_as_a_float() -> None:
+    assert complete({"num_epochs": 2.0})["num_epochs"] == 2
+
+
+@pytest.mark.parametrize("name", ["epochs", "n_epochs", "learning_rate_multiplier", "Num_Epochs", ""])
+def test_an_unknown_name_is_refused_with_the_accepted_ones(name: str) -> None:
+    with pytest.raises(BadHyperparameter) as caught:
+        complete({name: 1})
+    assert caught.value.status == 400
+    assert all(known in caught.value.detail for known in RULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lora_r", 0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", 0),
+        ("num_epochs", 10_000),
+        ("num_epochs", 1.5),
+        ("num_epochs", True),
+        ("num_epochs", "3"),
+        ("num_epochs", None),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("lora_dropout", 1.0),
+        ("max_seq_length", 1),
+        ("seed", -1),
+        ("warmup_ratio", [0.1]),
+        ("per_device_batch_size", 10**30),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(BadHyperparameter, match=name):
+        complete({name: value})
