@@ -39,7 +39,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.llm.mode == "down":
             self._send(503, {"error": {"message": "the model is loading"}})
             return
-        text = "I would rather talk about the weather." if self.llm.mode == "garbage" else json.dumps(self._answer(body))
+        text = (
+            "I would rather talk about the weather." if self.llm.mode == "garbage" else json.dumps(self._answer(body))
+        )
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}

@@ -16,6 +16,7 @@ from backend.kit import log as kit_log
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
@@ -70,7 +71,7 @@ class LocalGuard:
 
     def __init__(self, app: ASGIApp, *, hosts: list[str], origins: list[str]) -> None:
         self.app = app
-        self._hosts = LOOPBACK_HOSTS | set(hosts)
+        self._hosts = LOOPBACK_HOSTS | {host.lower() for host in hosts}
         self._origins = set(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,4 +121,6 @@ def _is_own(origin: str, host: str) -> bool:
 
 
 def _name(host: str) -> str:
-    return host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    """The name in a Host header without its port; nothing for a header that is anything else than those two."""
+    found = _HOST.fullmatch(host)
+    return found.group(1) if found else ""

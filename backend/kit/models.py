@@ -24,6 +24,8 @@ class Record(Base):
     """A row with two names: `id` for the platform face and for joins, `public_id` (uuid7) for the studio face."""
 
     __abstract__ = True
+    # What somebody else deleted a moment before is gone all the same; it needs no warning.
+    __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012  (SQLAlchemy's own protocol)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True, sort_order=-2)
     public_id: Mapped[UUID] = mapped_column(Uuid, unique=True, default=uuid_utils.compat.uuid7, sort_order=-1)

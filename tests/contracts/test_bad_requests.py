@@ -51,7 +51,13 @@ async def trainable(tenant: Tenant, chunked: str, run_jobs: RunJob, base_model: 
     ("path", "body", "status", "code", "advice"),
     [
         ("/chunks/generate", None, 400, "NO_DOCUMENTS", "files/upload"),
-        ("/chunks/generate", {"chunk_size_tokens": 64, "chunk_overlap_tokens": 64}, 400, "BAD_CHUNK_SIZES", "less than"),
+        (
+            "/chunks/generate",
+            {"chunk_size_tokens": 64, "chunk_overlap_tokens": 64},
+            400,
+            "BAD_CHUNK_SIZES",
+            "less than",
+        ),
         ("/chunks/generate", {"chunk_size_tokens": 1}, 422, "VALIDATION_ERROR", "chunk_size_tokens"),
         ("/dataset/preview", None, 400, "NO_CHUNKS", "chunks/generate"),
         ("/dataset/generate", {"num_examples_target": 5}, 400, "NO_CHUNKS", "chunks/generate"),
@@ -173,7 +179,9 @@ async def test_the_grounded_strategy_of_tiny_models(tenant: Tenant, chunked: str
     answer = await tenant.client.post(f"/projects/{chunked}/dataset/preview", json=body)
     row = await run_jobs(answer.json()["job_id"])
     assert row["state"] == "success", row
-    items = (await tenant.client.get(f"/projects/{chunked}/dataset/examples", params={"split": "preview"})).json()["items"]
+    items = (await tenant.client.get(f"/projects/{chunked}/dataset/examples", params={"split": "preview"})).json()[
+        "items"
+    ]
     flat = " ".join(SAMPLE.split())
     assert items
     assert all(" ".join(item["data"]["output"].split()) in flat for item in items)
@@ -322,7 +330,8 @@ async def test_bad_windows(tenant: Tenant, query: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["type=%00", "type=" + "x" * 51, "status=unknown", "kind=x", "is_valid=maybe", "split=test", "source_file_id=1"]
+    "query",
+    ["type=%00", "type=" + "x" * 51, "status=unknown", "kind=x", "is_valid=maybe", "split=test", "source_file_id=1"],
 )
 async def test_bad_filters(tenant: Tenant, query: str) -> None:
     project = await tenant.make_project()
@@ -345,6 +354,8 @@ async def test_bad_filters(tenant: Tenant, query: str) -> None:
     ],
     ids=range(7),
 )
-async def test_nul_in_credentials(anonymous: httpx.AsyncClient, path: str, body: bytes, headers: dict[str, str]) -> None:
+async def test_nul_in_credentials(
+    anonymous: httpx.AsyncClient, path: str, body: bytes, headers: dict[str, str]
+) -> None:
     answer = await anonymous.post(f"/api/auth/{path}", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error_code"]) == (422, "VALIDATION_ERROR"), answer.text

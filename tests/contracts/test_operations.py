@@ -36,7 +36,9 @@ async def test_health(anonymous: httpx.AsyncClient) -> None:
 async def test_create_project(tenant: Tenant) -> None:
     answer = await tenant.client.post("/projects", json=PROJECT)
     assert answer.status_code == 201
-    matches(answer.json(), {**PROJECT, **TIMES, "id": UUID, "base_model_id": None, "model_info": None, "status": "draft"})
+    matches(
+        answer.json(), {**PROJECT, **TIMES, "id": UUID, "base_model_id": None, "model_info": None, "status": "draft"}
+    )
 
 
 async def test_list_projects(tenant: Tenant) -> None:
@@ -58,7 +60,9 @@ async def test_change_project(tenant: Tenant) -> None:
     answer = await tenant.client.patch(f"/projects/{project['id']}", json=body)
     assert answer.status_code == 200
     config = {**PROJECT["config"], "num_examples_target": 3000}
-    matches(answer.json(), {**body, "config": config, "id": UUID, "description": PROJECT["description"], "stats": STATS})
+    matches(
+        answer.json(), {**body, "config": config, "id": UUID, "description": PROJECT["description"], "stats": STATS}
+    )
     assert answer.json()["updated_at"] > project["updated_at"]
     assert (await tenant.client.get(f"/projects/{project['id']}")).json() == answer.json()
 
@@ -94,7 +98,9 @@ async def test_resolve_a_model_of_the_hub(tenant: Tenant, outside_hub: HubServer
     files = {"config.json": json.dumps(config).encode(), "model.safetensors": b"x" * 2000, "tokenizer.json": b"{}"}
     outside_hub.add("meta-llama/Llama-3.1-8B", files, license="llama3.1", num_parameters=8_030_261_248)
     project = await tenant.make_project()
-    answer = await tenant.client.post(f"/projects/{project}/model/resolve", json={"model_id": "meta-llama/Llama-3.1-8B"})
+    answer = await tenant.client.post(
+        f"/projects/{project}/model/resolve", json={"model_id": "meta-llama/Llama-3.1-8B"}
+    )
     assert answer.status_code == 200, answer.text
     documented = {
         "model_id": "meta-llama/Llama-3.1-8B",

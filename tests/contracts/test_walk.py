@@ -208,7 +208,16 @@ async def test_export_files_and_downloads(walked: Walked) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["secret", "..", "../../secret", "..%2f..%2fsecret", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%5csecret", "%00", "a" * 4000]
+    [
+        "secret",
+        "..",
+        "../../secret",
+        "..%2f..%2fsecret",
+        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "..%5csecret",
+        "%00",
+        "a" * 4000,
+    ]
     + ["metrics.json%00.md", "METRICS.JSON", "metrics.json/", "%2fetc%2fpasswd", "%ff"],
 )
 async def test_only_the_listed_names_are_downloaded(walked: Walked, name: str) -> None:
@@ -264,7 +273,13 @@ JOB = {
 async def test_jobs(walked: Walked) -> None:
     jobs = (await walked.get("/jobs"))["jobs"]
     matches(jobs, [JOB])
-    assert {job["type"] for job in jobs} >= {"chunk_generate", "dataset_preview", "dataset_generate", "training", "export"}
+    assert {job["type"] for job in jobs} >= {
+        "chunk_generate",
+        "dataset_preview",
+        "dataset_generate",
+        "training",
+        "export",
+    }
     generated = (await walked.get("/jobs", type="dataset_generate"))["jobs"]
     assert [job["type"] for job in generated] == ["dataset_generate"]
     matches(generated[0]["result_summary"], {"total_generated": int, "valid": int})

@@ -72,7 +72,9 @@ def _weights() -> dict[str, Any]:
         ):
             shapes[f"{at}.{name}.weight"] = ((rows, columns), 0.02)
     dice = numpy.random.default_rng(0)
-    tensors = {name: dice.standard_normal(shape, dtype=numpy.float32) * scale for name, (shape, scale) in shapes.items()}
+    tensors = {
+        name: dice.standard_normal(shape, dtype=numpy.float32) * scale for name, (shape, scale) in shapes.items()
+    }
     norms = [f"model.layers.{n}.{part}_layernorm.weight" for n in range(LAYERS) for part in ("input", "post_attention")]
     ones = {name: numpy.ones(HIDDEN, dtype=numpy.float32) for name in [*norms, "model.norm.weight"]}
     return {name: numpy.asarray(value, dtype=numpy.float32) for name, value in {**tensors, **ones}.items()}
