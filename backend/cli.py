@@ -1,7 +1,9 @@
 """The `finetuneflow` command."""
 
 import asyncio
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,22 +44,13 @@ def api(
     workers: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Runs the API alone, on the servers that the settings name."""
-    import uvicorn
-
+    from backend.embedded.services import UVICORN_OPTIONS
     from backend.kit.config import get_settings
 
     if get_settings().auth_mode == "local" and host not in ("127.0.0.1", "localhost", "::1"):
         _fail(f"AUTH_MODE=local has no login, so it must not listen on {host}. Set AUTH_MODE=token.")
-    uvicorn.run(
-        "backend.main:app",
-        host=host,
-        port=port,
-        workers=workers,
-        loop="uvloop",
-        http="httptools",
-        access_log=False,
-        log_level="warning",
-    )
+    command = ["-m", "uvicorn", "backend.main:app", "--host", host, "--port", str(port), "--workers", str(workers)]
+    os.execv(sys.executable, [sys.executable, *command, *UVICORN_OPTIONS])
 
 
 @app.command()
@@ -66,7 +59,9 @@ def worker(
     concurrency: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Runs a worker for one queue, on the servers that the settings name."""
-    _celery("worker", "-Q", queue, "-c", str(concurrency), "-n", f"{queue}@%h", *_QUIET)
+    from backend.embedded.services import WORKER_OPTIONS
+
+    _celery("worker", "-Q", queue, "-c", str(concurrency), "-n", f"{queue}@%h", *WORKER_OPTIONS, "-l", "warning")
 
 
 @app.command()
@@ -97,17 +92,14 @@ def doctor() -> None:
     raise typer.Exit(examine())
 
 
-_QUIET = ("--without-gossip", "--without-mingle", "--disable-prefetch", "-l", "warning")
-
-
 def _options(*, host: str, port: int, data_dir: Path | None):  # type: ignore[no-untyped-def]  # imported late
     from backend.embedded.stack import StackOptions
     from backend.kit import migrations
 
     given = {} if data_dir is None else {"data_dir": data_dir}
-    return StackOptions.from_environment(
-        host=host, port=port, migrate=migrations.upgrade, on_start=_release_jobs, **given
-    )
+    options = StackOptions.from_environment(host=host, port=port, migrate=migrations.upgrade, **given)
+    # Other hosts may be working on a database of their own; on ours, nobody is alive before we start.
+    return options if options.database_url else replace(options, on_start=_release_jobs)
 
 
 def _release_jobs(database_url: str) -> None:
@@ -127,8 +119,6 @@ def _release_jobs(database_url: str) -> None:
 
 
 def _celery(*arguments: str) -> None:
-    import os
-
     os.execv(sys.executable, [sys.executable, "-m", "celery", "-A", "celery_app.app", *arguments])
 
 

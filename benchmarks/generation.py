@@ -1,4 +1,4 @@
-"""Dataset generation through the real job against a server of fixed latency, compared with the ideal for its concurrency."""
+"""Dataset generation by the real job against a server of fixed latency, compared with the ideal."""
 
 import os
 import secrets

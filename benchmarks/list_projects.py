@@ -28,7 +28,7 @@ def run() -> list[Row]:
             "DATA_DIR": folder,
             "LOG_LEVEL": "INFO",
         }
-        with _uvicorn("backend.main:app", env) as ours, _uvicorn("benchmarks.peers.raw_list:app", env) as raw:
+        with _Uvicorn("backend.main:app", env) as ours, _Uvicorn("benchmarks.peers.raw_list:app", env) as raw:
             token, user = _prepare(ours)
             headers = {"Authorization": f"Bearer {token}"}
             _same_answer(ours, raw, headers, user)
@@ -49,7 +49,7 @@ async def _compare(ours: int, raw: int, headers: dict[str, str], user: int) -> R
     return Row("list of 50 projects against raw asyncpg", median(mine), median(peer), "requests/s", TARGET, "least")
 
 
-class _uvicorn:
+class _Uvicorn:
     """A uvicorn process; entering gives its port."""
 
     def __init__(self, app: str, env: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What every benchmark uses: rows of figures against limits, a small HTTP load client, and servers as child processes."""
+"""What every benchmark uses: rows of figures, a small HTTP load client, servers as children."""
 
 import asyncio
 import contextlib

@@ -14,6 +14,11 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             "schedule": every,
             "options": {"queue": "control", "expires": max(every, 1.0) * 2, "retry": False},
         },
+        "storage.sweep": {
+            "task": "storage.sweep",
+            "schedule": 3600.0,
+            "options": {"queue": "default", "expires": 3600.0, "retry": False},
+        },
         "hardware.report": {
             "task": "hardware.report",
             "schedule": 60.0,

@@ -30,7 +30,7 @@ async def run() -> None:
         from backend.kit.config import get_settings
 
         url = get_settings().database_url
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    engine = create_async_engine(url, poolclass=pool.NullPool, hide_parameters=True)
     async with engine.begin() as connection:
         await connection.run_sync(migrate)
     await engine.dispose()

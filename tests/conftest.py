@@ -143,6 +143,11 @@ class Tenant:
         )
 
 
+async def stored_keys(app: Any, prefix: str) -> list[str]:
+    """The keys of all stored files below a prefix."""
+    return [blob.key for blob in await app.state.services.storage.list_under(prefix)]
+
+
 @asynccontextmanager
 async def registered(app: Any, anonymous: httpx.AsyncClient) -> AsyncIterator[Tenant]:
     """Registers and logs in another user."""

@@ -1,4 +1,4 @@
-"""An outside language model server, imitated on loopback: it obeys the JSON schema of a request, or misbehaves on demand."""
+"""An outside language model server, imitated on loopback: it obeys a request's JSON schema, or misbehaves."""
 
 import json
 import re

@@ -13,7 +13,8 @@ from backend.contents.blocks import read_blocks
 from backend.contents.chunking import ChunkDraft, TokenCounter, chunk
 from backend.contents.models import Chunk, Content
 from backend.jobs.running import JobRun
-from backend.storage import Storage
+from backend.kit.db import is_one_of
+from backend.storage import BlobNotFound, Storage
 
 
 async def run(run: JobRun, storage: Storage, counter: TokenCounter) -> dict[str, Any]:
@@ -26,17 +27,26 @@ async def run(run: JobRun, storage: Storage, counter: TokenCounter) -> dict[str,
     for number, content in enumerate(contents):
         await run.progress(100 * number / len(contents), f"Chunking {content.name}", force=True)
         drafts = await _cut(run, storage, counter, content)
+        if drafts is None:
+            continue
         async with run.writing() as session:
             await _store(session, content, drafts)
         total += len(drafts)
     return {"files": len(contents), "chunks": total}
 
 
-async def _cut(run: JobRun, storage: Storage, counter: TokenCounter, content: Content) -> list[ChunkDraft]:
+async def _cut(run: JobRun, storage: Storage, counter: TokenCounter, content: Content) -> list[ChunkDraft] | None:
+    """The chunks of a stored text; None when its file was deleted meanwhile."""
     assert content.text_key is not None
     with tempfile.TemporaryDirectory(prefix="finetuneflow-chunk-") as folder:
         path = Path(folder) / "text.jsonl"
-        await storage.save_to(content.text_key, path)
+        try:
+            await storage.save_to(content.text_key, path)
+        except BlobNotFound:
+            async with run.reading() as session:
+                if await session.get(Content, content.id) is not None:
+                    raise
+            return None
 
         def cut() -> list[ChunkDraft]:
             with path.open("rb") as file:
@@ -65,7 +75,7 @@ async def _store(session: AsyncSession, content: Content, drafts: list[ChunkDraf
     }
     stale = [row.id for index, row in present.items() if index not in kept]
     if stale:
-        await session.execute(delete(Chunk).where(Chunk.id.in_(stale)))
+        await session.execute(delete(Chunk).where(is_one_of(Chunk.id, stale)))
     for draft in drafts:
         if draft.index in kept:
             present[draft.index].token_count = draft.token_count

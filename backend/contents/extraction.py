@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -37,7 +36,6 @@ __all__ = [
     "ExtractionLimits",
     "extract",
     "extract_to_file",
-    "file_digest",
     "read_blocks",
 ]
 
@@ -78,16 +76,6 @@ async def extract_to_file(
     finally:
         if not done:
             destination.unlink(missing_ok=True)
-
-
-async def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read in a thread."""
-
-    def digest() -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return await asyncio.to_thread(digest)
 
 
 def _load(stored: Path) -> ExtractedDocument:

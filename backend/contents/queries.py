@@ -40,6 +40,12 @@ async def character_count(session: AsyncSession, project_id: int) -> int:
     return int(total or 0)
 
 
+async def stored_keys(session: AsyncSession) -> set[str]:
+    """The storage keys that contents of all owners name."""
+    rows = (await session.execute(select(Content.file_key, Content.text_key))).all()
+    return {key for row in rows for key in row if key is not None}
+
+
 async def has_contents(session: AsyncSession, project_id: int) -> bool:
     return await session.scalar(select(Content.id).where(Content.project_id == project_id).limit(1)) is not None
 

@@ -36,6 +36,9 @@ from backend.projects.models import Project
 from backend.projects.stages import Stage
 from backend.storage import Storage, file_digest
 
+# Each parser may take half a gigabyte and a core: what comes faster waits its turn.
+_parsers = asyncio.Semaphore(4)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -87,7 +90,8 @@ async def prepare(
     prepared: list[Prepared] = []
     try:
         for file in files:
-            prepared.append(await _prepare_one(storage, limits, folder, kind, file))
+            # One by one: a comprehension would forget what was stored before a failure.
+            prepared.append(await _prepare_one(storage, limits, folder, kind, file))  # noqa: PERF401
     except BaseException:
         await _discard(storage, prepared)
         raise
@@ -119,7 +123,7 @@ async def add(
     session.add_all(contents)
     await session.flush()
     if project.stage == Stage.DRAFT:
-        await projects.move_to(session, project.id, Stage.READY)
+        await projects.settle_stage(session, project.id)
     return contents
 
 
@@ -129,8 +133,7 @@ async def delete(session: AsyncSession, storage: Storage, content: Content) -> N
     project_id = content.project_id
     await session.delete(content)
     await session.flush()
-    if not await queries.has_contents(session, project_id):
-        await projects.move_to(session, project_id, Stage.DRAFT)
+    await projects.settle_stage(session, project_id)
 
     async def delete_blobs() -> None:
         await storage.delete(keys)
@@ -163,7 +166,7 @@ async def _prepare_one(storage: Storage, limits: Limits, folder: str, kind: str,
     filename = names.safe_filename(file.filename)
     if file.size_bytes > limits.max_file_mb * 1024 * 1024:
         raise FileTooLarge(limit_mb=limits.max_file_mb, filename=filename)
-    mime_type = sniffing.sniff(file.path, filename)
+    mime_type = await asyncio.to_thread(sniffing.sniff, file.path, filename)
     if file.size_bytes == 0:
         raise DocumentRejected("EMPTY_DOCUMENT", f"{filename} is empty. Upload a file with content.", filename=filename)
     if mime_type not in ACCEPTED[kind]:
@@ -211,12 +214,7 @@ async def _discard(storage: Storage, prepared: list[Prepared]) -> None:
 
 async def _chunking_ended(session: AsyncSession, job: Job) -> None:
     assert job.project_id is not None
-    chunked = await queries.has_chunks(session, job.project_id)
-    if job.state == JobState.FAILED:
-        stage = Stage.ERROR
-    else:
-        stage = Stage.CHUNKED if chunked else Stage.READY
-    await projects.move_to(session, job.project_id, stage)
+    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
 
 
 CHUNKING = kinds.register(JobKind("chunk_generate", "default", ending=_chunking_ended))

@@ -9,21 +9,11 @@ from typing import BinaryIO, Final
 
 import puremagic
 
-PDF: Final = "application/pdf"
-DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-TEXT: Final = "text/plain"
-MARKDOWN: Final = "text/markdown"
-JSON: Final = "application/json"
-JSON_LINES: Final = "application/jsonl"
-CSV: Final = "text/csv"
+from backend.contents.types import ACCEPTED, CSV, DOCX, JSON, JSON_LINES, MARKDOWN, PDF, TEXT
+
 EMPTY: Final = "application/x-empty"
 EXECUTABLE: Final = "application/x-executable"
 UNKNOWN: Final = "application/octet-stream"
-
-ACCEPTED_MIME_TYPES: Final[dict[str, frozenset[str]]] = {
-    "raw_doc": frozenset({PDF, DOCX, TEXT, MARKDOWN}),
-    "dataset_upload": frozenset({JSON, JSON_LINES, CSV, TEXT}),
-}
 
 _HEAD_BYTES = 65_536
 _PDF_HEADER_WITHIN = 1_024
@@ -174,7 +164,7 @@ def _sniff_binary(head: bytes) -> str:
         matches = puremagic.magic_string(head)
     except (puremagic.PureError, ValueError):
         return UNKNOWN
-    taken = frozenset().union(*ACCEPTED_MIME_TYPES.values())
+    taken = frozenset().union(*ACCEPTED.values())
     for match in matches:
         mime_type = str(match.mime_type)
         if mime_type and match.confidence >= _ENOUGH_CONFIDENCE and mime_type not in taken:

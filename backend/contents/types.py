@@ -1,17 +1,25 @@
-"""Which MIME types are taken for what, and what a content's type is called."""
+"""The MIME types that contents have, what is taken for what, and what a content's type is called."""
 
-DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+from typing import Final
+
+PDF: Final = "application/pdf"
+DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+TEXT: Final = "text/plain"
+MARKDOWN: Final = "text/markdown"
+JSON: Final = "application/json"
+JSON_LINES: Final = "application/jsonl"
+CSV: Final = "text/csv"
 
 TYPE_OF_MIME = {
-    "application/pdf": "pdf",
+    PDF: "pdf",
     DOCX: "docx",
-    "text/plain": "text",
-    "text/markdown": "markdown",
-    "application/json": "json",
-    "application/jsonl": "jsonl",
-    "text/csv": "csv",
+    TEXT: "text",
+    MARKDOWN: "markdown",
+    JSON: "json",
+    JSON_LINES: "jsonl",
+    CSV: "csv",
 }
-ACCEPTED = {
-    "raw_doc": frozenset({"application/pdf", DOCX, "text/plain", "text/markdown"}),
-    "dataset_upload": frozenset({"application/json", "application/jsonl", "text/csv", "text/plain"}),
+ACCEPTED: Final[dict[str, frozenset[str]]] = {
+    "raw_doc": frozenset({PDF, DOCX, TEXT, MARKDOWN}),
+    "dataset_upload": frozenset({JSON, JSON_LINES, CSV, TEXT}),
 }

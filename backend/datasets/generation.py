@@ -16,11 +16,13 @@ from backend.contents.models import Chunk
 from backend.datasets import queries, service
 from backend.datasets.errors import NoChunks, NothingGenerated
 from backend.datasets.models import ChunkMark, Dataset, Example
+from backend.datasets.pipeline import ask_and_keep
 from backend.datasets.planning import spread
 from backend.datasets.splitting import held_out, path_of
 from backend.datasets.strategies.base import ChunkText, ExampleDraft, GenerationStrategy, TaskType
 from backend.datasets.strategies.run import ChunkOutcome, generate_for_chunk
 from backend.jobs.running import JobRun
+from backend.kit.db import is_one_of
 from backend.kit.text import storable
 from backend.projects import queries as project_queries
 from backend.projects.models import Project
@@ -133,36 +135,12 @@ async def _ask_all(run: JobRun, writer: Writer, work: _Work, wanted: list[int]) 
 async def _for_each(
     pending: list[tuple[Chunk, int]], writer: Writer, work: _Work, keep: Callable[[list[_Answer]], Awaitable[None]]
 ) -> None:
-    """Asks for the chunks with bounded concurrency; `keep` gets the answers in batches, as they come.
+    async def ask(item: tuple[Chunk, int]) -> _Answer:
+        chunk, count = item
+        text = _text_of(work.project, chunk)
+        return chunk, await generate_for_chunk(writer.model, writer.strategy, text, count)
 
-    Keeping runs beside asking, so that the model never waits for a commit, and what was answered during one commit
-    shares the next. The short queue bounds how many answers a crash can lose. The first failure cancels the rest.
-    """
-    chunks = iter(pending)
-    answers: asyncio.Queue[_Answer] = asyncio.Queue(writer.max_concurrency)
-
-    async def ask() -> None:
-        # All askers draw from one iterator, so a slow chunk never holds up the others.
-        for chunk, count in chunks:
-            text = _text_of(work.project, chunk)
-            await answers.put((chunk, await generate_for_chunk(writer.model, writer.strategy, text, count)))
-
-    async def commit() -> None:
-        left = len(pending)
-        while left:
-            batch = [await answers.get()]
-            while not answers.empty():
-                batch.append(answers.get_nowait())
-            await keep(batch)
-            left -= len(batch)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(commit())
-            for _ in range(min(writer.max_concurrency, len(pending))):
-                group.create_task(ask())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
+    await ask_and_keep(pending, ask, keep, concurrency=min(writer.max_concurrency, max(len(pending), 1)))
 
 
 async def _store(
@@ -210,7 +188,7 @@ async def _conclude(run: JobRun, writer: Writer, work: _Work, *, asked: int) -> 
         await session.execute(
             update(Example).where(Example.dataset_id == dataset_id, Example.split == "eval").values(split="train")
         )
-        await session.execute(update(Example).where(Example.id.in_(evaluation)).values(split="eval"))
+        await session.execute(update(Example).where(is_one_of(Example.id, evaluation)).values(split="eval"))
         await _name_model(session, work.dataset, writer)
         await session.execute(update(Dataset).where(Dataset.id == dataset_id).values(status="ready"))
         await ledger.record_usage(

@@ -52,5 +52,3 @@ class ChunkMark(Record):
     chunk_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("chunks.id", ondelete="CASCADE"), index=True)
     prompt_tokens: Mapped[int] = mapped_column(Integer, default=0)
     completion_tokens: Mapped[int] = mapped_column(Integer, default=0)
-    # Drafts that did not become examples, by reason.
-    rejected: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)

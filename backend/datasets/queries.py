@@ -21,9 +21,12 @@ GROUP BY split, is_valid, invalid_reason
 
 
 async def find_current(session: AsyncSession, project_id: int) -> Dataset | None:
-    """The project's latest dataset, finished or not."""
+    """The project's latest dataset that is ready or being made; one whose generation failed is passed over."""
     return await session.scalar(
-        select(Dataset).where(Dataset.project_id == project_id).order_by(Dataset.id.desc()).limit(1)
+        select(Dataset)
+        .where(Dataset.project_id == project_id, Dataset.status != "error")
+        .order_by(Dataset.id.desc())
+        .limit(1)
     )
 
 

@@ -157,8 +157,8 @@ async def _generation_ended(session: AsyncSession, job: Job) -> None:
     dataset = await session.get(Dataset, int(job.params["dataset_id"]))
     if dataset is not None and job.state != JobState.SUCCESS:
         dataset.status = "error"
-    stages: dict[str, Stage] = {JobState.SUCCESS: Stage.DATASET_READY, JobState.FAILED: Stage.ERROR}
-    await projects.move_to(session, job.project_id, stages.get(job.state, Stage.CHUNKED))
+        await session.flush()
+    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
 
 
 PREVIEW = kinds.register(JobKind("dataset_preview", "llm"))

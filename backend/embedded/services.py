@@ -18,6 +18,14 @@ API_STOP: StopSteps = ((signal.SIGTERM, 4.0),)
 QUEUES = {"default": 2, "llm": 2, "gpu": 1}
 
 
+# Open event streams must not hold up a stop.
+UVICORN_OPTIONS = (
+    *("--log-level", "warning", "--no-access-log", "--loop", "uvloop", "--http", "httptools"),
+    *("--timeout-graceful-shutdown", "2"),
+)
+WORKER_OPTIONS = ("--without-gossip", "--without-mingle", "--disable-prefetch")
+
+
 @dataclass(frozen=True)
 class Service:
     """One process of the product. Services start in the order of their list."""
@@ -46,12 +54,9 @@ def product_services(
 
 
 def api(host: str, port: int) -> Service:
-    options = ["--log-level", "warning", "--loop", "uvloop", "--http", "httptools", "--no-access-log"]
-    # Open event streams must not hold up the stop.
-    options += ["--timeout-graceful-shutdown", "2"]
     return Service(
         "api",
-        (sys.executable, "-m", "uvicorn", "backend.main:app", "--host", host, "--port", str(port), *options),
+        (sys.executable, "-m", "uvicorn", "backend.main:app", "--host", host, "--port", str(port), *UVICORN_OPTIONS),
         health_url=f"http://{reachable(host)}:{port}/health",
         awaited=True,
         stop_steps=API_STOP,
@@ -69,8 +74,7 @@ def llm(port: int) -> Service:
 def worker(queue: str, concurrency: int | None) -> Service:
     """A worker for one queue; without a concurrency it runs its tasks in its own process, one after the other."""
     pool = ("-P", "solo") if concurrency is None else ("-c", str(concurrency))
-    quiet = ("--without-gossip", "--without-mingle", "--disable-prefetch")
-    return _celery(f"worker-{queue}", "worker", "-Q", queue, *pool, "-n", f"{queue}@%h", *quiet)
+    return _celery(f"worker-{queue}", "worker", "-Q", queue, *pool, "-n", f"{queue}@%h", *WORKER_OPTIONS)
 
 
 def beat(data_dir: Path) -> Service:

@@ -33,9 +33,3 @@ async def list_jobs(
 
 async def live_jobs(session: AsyncSession, project_id: int) -> Sequence[Job]:
     return (await session.scalars(select(Job).where(Job.project_id == project_id, Job.state.in_(LIVE)))).all()
-
-
-async def find_latest(session: AsyncSession, project_id: int, kind: str) -> Job | None:
-    return await session.scalar(
-        select(Job).where(Job.project_id == project_id, Job.kind == kind).order_by(Job.id.desc()).limit(1)
-    )

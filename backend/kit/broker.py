@@ -14,16 +14,18 @@ log = logging.getLogger(__name__)
 
 QUEUES = ("default", "llm", "gpu", "control")
 
-# A request must not wait for a broker that is down or frozen. Without these figures kombu tries for 6 and 15 seconds.
+# A request must not wait for a broker that is down or frozen. Without these figures kombu tries for 6 and 15 seconds,
+# and the scheduler falls silent after the shortest outage.
 SEND_SECONDS = 2.0
 _SENDERS = 4
-_SENDER_OPTIONS = {
+_CONNECTION = {
     "socket_connect_timeout": 1,
-    "socket_timeout": 1,
+    "socket_timeout": 15,
     "socket_keepalive": True,
     "max_retries": 0,
     "connect_retries_timeout": 1,
 }
+_SENDER_CONNECTION = {**_CONNECTION, "socket_timeout": 1}
 
 
 def make_celery(redis_url: str) -> "Celery":
@@ -45,7 +47,7 @@ def make_celery(redis_url: str) -> "Celery":
         worker_soft_shutdown_timeout=3.0,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 15, "socket_keepalive": True},
+        broker_transport_options=_CONNECTION,
         timezone="UTC",
     )
     return app
@@ -91,5 +93,5 @@ class Broker:
         with self._making:
             if self._app is None:
                 self._app = make_celery(self._redis_url)
-                self._app.conf.broker_transport_options = _SENDER_OPTIONS
+                self._app.conf.broker_transport_options = _SENDER_CONNECTION
             return self._app

@@ -67,7 +67,6 @@ class Settings(BaseSettings):
     job_heartbeat_seconds: float = Field(default=1.0, gt=0)
     job_sweep_seconds: float = Field(default=5.0, gt=0)
     job_resend_seconds: float = Field(default=10.0, gt=0)
-    job_max_attempts: int = Field(default=5, ge=1)
 
     # Billing
     free_characters: int = Field(default=10_000, ge=0)

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, any_, literal, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import InstrumentedAttribute
 
 from backend.kit.errors import DatabaseUnavailable, DomainError
 
@@ -28,6 +29,8 @@ class Database:
             max_overflow=max_overflow,
             pool_pre_ping=pre_ping,
             pool_recycle=1800,
+            # Errors are logged, and parameters hold password hashes and the text of documents.
+            hide_parameters=True,
             connect_args={"timeout": 10, "server_settings": {"application_name": "finetuneflow", "jit": "off"}},
         )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
@@ -49,7 +52,7 @@ class Database:
             try:
                 await hook()
             except Exception:
-                # The rows are committed: whoever sweeps them will find them, so the caller must not see a failure.
+                # The rows are committed, so the caller must not see a failure: sweepers resend and delete what is left.
                 log.exception("after-commit action failed")
 
     async def ping(self) -> None:
@@ -78,6 +81,11 @@ async def fetch(session: AsyncSession, statement: str, *values: Any) -> Sequence
         await (await session.connection()).invalidate()
         raise DatabaseUnavailable() from error
     return rows
+
+
+def is_one_of(column: "ColumnElement[int] | InstrumentedAttribute[int]", ids: Sequence[int]) -> "ColumnElement[bool]":
+    """`column = ANY(ids)` with the ids as one value: an IN list may have no more than 32,767 of them."""
+    return column == any_(literal(list(ids), ARRAY(BigInteger)))
 
 
 def after_commit(session: AsyncSession, action: AfterCommit) -> None:

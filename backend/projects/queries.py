@@ -12,13 +12,14 @@ from backend.kit.owner import Owner
 from backend.kit.pagination import Page, Window
 from backend.projects.errors import ProjectNotFound
 from backend.projects.models import Project
+from backend.projects.stages import Stage
 
 # Plain SQL on purpose: this is the hottest list, and what it counts lies in tables of domains above this one.
 _STATS = """
   (SELECT count(*) FROM contents c WHERE c.project_id = p.id) AS file_count,
   (SELECT count(*) FROM chunks k WHERE k.project_id = p.id) AS chunk_count,
   (SELECT count(*) FROM examples e
-     WHERE e.dataset_id = (SELECT max(d.id) FROM datasets d WHERE d.project_id = p.id)
+     WHERE e.dataset_id = (SELECT max(d.id) FROM datasets d WHERE d.project_id = p.id AND d.status <> 'error')
        AND e.split IN ('train', 'eval')) AS example_count,
   (SELECT j.state FROM jobs j WHERE j.project_id = p.id ORDER BY j.id DESC LIMIT 1) AS last_job_status
 """
@@ -34,6 +35,22 @@ _TOTAL = "SELECT count(*) FROM projects p WHERE p.user_id = $1 AND ($2::varchar 
 _STATS_OF_ONE = text(f"SELECT {_STATS} FROM projects p WHERE p.id = :project_id")  # noqa: S608  (a constant of this file)
 
 
+_STAGE = text("""
+SELECT CASE
+  WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
+               AND j.kind = 'training') THEN 'training'
+  WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
+               AND j.kind = 'dataset_generate') THEN 'generating'
+  WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
+               AND j.kind = 'chunk_generate') THEN 'chunking'
+  WHEN EXISTS (SELECT FROM fine_tunings f WHERE f.project_id = :project_id AND f.status = 'completed') THEN 'trained'
+  WHEN EXISTS (SELECT FROM datasets d WHERE d.project_id = :project_id AND d.status = 'ready') THEN 'dataset_ready'
+  WHEN EXISTS (SELECT FROM chunks k WHERE k.project_id = :project_id) THEN 'chunked'
+  WHEN EXISTS (SELECT FROM contents c WHERE c.project_id = :project_id) THEN 'ready'
+  ELSE 'draft' END
+""")
+
+
 async def page_projects(session: AsyncSession, owner: Owner, window: Window, stage: str | None) -> Page[Sequence[Any]]:
     """The owner's projects, newest first, as rows with the four figures of `stats`."""
     rows = await fetch(session, LIST, owner.id, stage, window.limit, window.offset)
@@ -45,6 +62,11 @@ async def page_projects(session: AsyncSession, owner: Owner, window: Window, sta
 async def stats_of(session: AsyncSession, project: Project) -> dict[str, Any]:
     row = (await session.execute(_STATS_OF_ONE, {"project_id": project.id})).one()
     return dict(row._mapping)
+
+
+async def stage_of(session: AsyncSession, project_id: int) -> Stage:
+    """The furthest stage that the project's rows show; work that is under way comes first."""
+    return Stage(await session.scalar(_STAGE, {"project_id": project_id}))
 
 
 async def get_project(session: AsyncSession, owner: Owner, public_id: UUID) -> Project:

@@ -12,6 +12,7 @@ from backend.jobs.events import EventLog
 from backend.jobs.states import JobState
 from backend.kit.db import after_commit
 from backend.kit.owner import Owner
+from backend.projects import queries
 from backend.projects.errors import ConfigTooLarge
 from backend.projects.models import Project
 from backend.projects.stages import Stage
@@ -38,6 +39,8 @@ async def create(
 
 async def change(session: AsyncSession, project: Project, changes: dict[str, Any]) -> Project:
     """Sets the given fields; `config` is merged key by key. Raises ConfigTooLarge."""
+    # The row lock makes two changes of one config take turns.
+    await session.refresh(project, with_for_update=True)
     for field, value in changes.items():
         if field == "config":
             value = {**project.config, **value}
@@ -65,6 +68,11 @@ async def delete(session: AsyncSession, storage: Storage, events: EventLog, proj
         await storage.delete_under(prefix)
 
     after_commit(session, sweep_files)
+
+
+async def settle_stage(session: AsyncSession, project_id: int, *, failed: bool = False) -> None:
+    """Sets the stage by what the project has and what still runs in it; a step that just failed shows as error."""
+    await move_to(session, project_id, Stage.ERROR if failed else await queries.stage_of(session, project_id))
 
 
 async def move_to(session: AsyncSession, project_id: int, stage: Stage) -> None:

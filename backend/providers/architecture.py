@@ -86,7 +86,10 @@ def count_parameters(config: dict[str, Any]) -> int | None:
     matrices = linear_shapes(str(model_type), shape)
     if family is None or matrices is None or hidden is None or vocab is None or layers is None:
         return None
-    assert shape.num_attention_heads and shape.num_key_value_heads and shape.head_dim and shape.intermediate_size
+    assert shape.num_attention_heads is not None
+    assert shape.num_key_value_heads is not None
+    assert shape.head_dim is not None
+    assert shape.intermediate_size is not None
     attention_bias = family.attention_bias
     if model_type in _READS_ATTENTION_BIAS:
         attention_bias = bool(config.get("attention_bias", attention_bias))

@@ -1,5 +1,5 @@
 """Bytes by key, in a local folder or an S3 bucket, behind one interface."""
 
-from backend.storage.store import BlobNotFound, Storage, file_digest, open_storage
+from backend.storage.store import Blob, BlobNotFound, Storage, StorageUnavailable, file_digest, open_storage
 
-__all__ = ["BlobNotFound", "Storage", "file_digest", "open_storage"]
+__all__ = ["Blob", "BlobNotFound", "Storage", "StorageUnavailable", "file_digest", "open_storage"]

@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from backend.training.errors import TrainerFailed, TrainerKilled
+from backend.training.errors import RunFolderBusy, TrainerFailed, TrainerKilled
 
 log = logging.getLogger(__name__)
 
 OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
 
-REPORTED = 3
+_BUSY = "RUN_FOLDER_BUSY"
 _LINE_BYTES = 1024 * 1024
 _STDERR_TAIL = 2000
 
@@ -44,7 +44,7 @@ async def run_trainer(
             stderr=stderr,
             start_new_session=True,
             limit=_LINE_BYTES,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"},
+            env=child_environment(),
         )
     try:
         last = await _follow(process, on_event)
@@ -55,11 +55,18 @@ async def run_trainer(
         return last.get("complete", {})
     if "error" in last:
         error = last["error"]
-        raise TrainerFailed(
-            str(error.get("error_code", "TRAINING_FAILED")), str(error.get("error", "Training failed."))
-        )
+        code, sentence = error.get("error_code", "TRAINING_FAILED"), error.get("error", "Training failed.")
+        if code == _BUSY:
+            raise RunFolderBusy()
+        raise TrainerFailed(str(code), str(sentence))
     log.error("trainer %s ended with %d: %s", module, exit_code, _tail(folder / f"{module}.log"))
     raise TrainerKilled(exit_code=exit_code)
+
+
+def child_environment() -> dict[str, str]:
+    """What a trainer sees. It ends itself when TRAINER_PARENT_PID is no longer its parent."""
+    own = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "TRAINER_PARENT_PID": str(os.getpid())}
+    return {**os.environ, **own}
 
 
 async def _follow(process: asyncio.subprocess.Process, on_event: OnEvent) -> dict[str, dict[str, Any]]:
@@ -80,12 +87,14 @@ async def _follow(process: asyncio.subprocess.Process, on_event: OnEvent) -> dic
 
 async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
     """Leaves no process of the child's group alive, whatever happens to this task meanwhile."""
-    if process.returncode is None:
-        _signal(process.pid, signal.SIGTERM)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), grace_seconds)
-    _signal(process.pid, signal.SIGKILL)
-    await process.wait()
+    try:
+        if process.returncode is None:
+            _signal(process.pid, signal.SIGTERM)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), grace_seconds)
+    finally:
+        _signal(process.pid, signal.SIGKILL)
+        await asyncio.shield(process.wait())
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -55,6 +55,19 @@ class TrainerKilled(DomainError):
     )
 
 
+class TrainerKeepsBeingKilled(TrainerKilled):
+    code = "TRAINER_KILLED"
+    retryable = False
+
+
+class RunFolderBusy(DomainError):
+    """The trainer of an attempt that was lost is still saving; it ends by itself within seconds."""
+
+    code = "RUN_FOLDER_BUSY"
+    retryable = True
+    template = "Another attempt of this run is still ending."
+
+
 class NothingToExport(DomainError):
     code = "NOTHING_TO_EXPORT"
     template = "The project has no completed training run. Train first with POST /projects/{project_id}/train/start."

@@ -6,13 +6,15 @@ import logging
 import shutil
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func
+from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.training import queries
+from backend.training.child import child_environment
 from backend.training.models import HardwareReport
 from backend.training.sizing import recommend_method
 
@@ -22,6 +24,8 @@ PROBE_TIMEOUT_SECONDS = 180.0
 # Loading torch takes seconds of CPU, and machines seldom change under a running worker.
 _PROBE_EVERY_SECONDS = 3600.0
 _SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits")
+# A worker in the middle of a long training does not report; one that is gone for good must not be counted on.
+_KEPT = timedelta(days=7)
 _cached: tuple[float, dict[str, Any]] | None = None
 
 
@@ -29,12 +33,15 @@ async def probe() -> dict[str, Any]:
     """This machine's report: nvidia-smi's word each time, torch's word at most once an hour."""
     global _cached
     if _cached is None or time.monotonic() - _cached[0] > _PROBE_EVERY_SECONDS:
-        _cached = (time.monotonic(), await _ask_torch())
-    return {**_cached[1], **await _ask_nvidia_smi()}
+        found = await _ask_torch()
+        if found:
+            _cached = (time.monotonic(), found)
+    return {**(_cached[1] if _cached else {}), **await _ask_nvidia_smi()}
 
 
 async def save(session: AsyncSession, worker: str, report: dict[str, Any]) -> None:
     statement = insert(HardwareReport).values(worker=worker, report=report, reported_at=func.clock_timestamp())
+    await session.execute(delete(HardwareReport).where(HardwareReport.reported_at < func.clock_timestamp() - _KEPT))
     await session.execute(
         statement.on_conflict_do_update(
             index_elements=["worker"],
@@ -53,7 +60,8 @@ async def check(session: AsyncSession) -> dict[str, Any]:
 
 
 def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
-    gpus = report.get("gpus") or report.get("smi_gpus") or []
+    # nvidia-smi is asked each time, torch once an hour: what is free now only the first one knows.
+    gpus = report.get("smi_gpus") or report.get("gpus") or []
     first = gpus[0] if gpus else {}
     method, reason = recommend_method(report or None, None)
     cuda = bool(report.get("cuda_available"))
@@ -101,6 +109,7 @@ async def _ask_torch() -> dict[str, Any]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        env=child_environment(),
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), PROBE_TIMEOUT_SECONDS)
@@ -141,8 +150,16 @@ def read_nvidia_smi(output: str) -> dict[str, Any]:
         gpus.append(
             {
                 "name": name,
-                "vram_total_gb": round(float(total) * 1024**2 / 1e9, 1),
-                "vram_free_gb": round(float(free) * 1024**2 / 1e9, 1),
+                "vram_total_gb": _mebibytes(total),
+                "vram_free_gb": _mebibytes(free),
             }
         )
     return {"has_nvidia_smi": True, "driver_version": driver, "smi_gpus": gpus}
+
+
+def _mebibytes(text: str) -> float | None:
+    """MiB as GB of 10^9 bytes; None for the '[N/A]' of cards that share the machine's memory."""
+    try:
+        return round(float(text) * 1024**2 / 1e9, 1)
+    except ValueError:
+        return None

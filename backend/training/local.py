@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from backend.projects.models import Project
 from backend.providers.base_models import ModelLibrary
 from backend.storage import Storage, file_digest
 from backend.training import queries
-from backend.training.child import run_trainer
+from backend.training.child import OnEvent, run_trainer
+from backend.training.errors import TrainerFailed, TrainerKeepsBeingKilled, TrainerKilled
 from backend.training.models import Artifact, FineTuning
 
 # Where each part of a run lies on its progress bar, in percent.
 _PREPARED, _TRAINED, _EVALUATED = 5.0, 85.0, 97.0
 _SAMPLES = 6
+_KILLED_ATTEMPTS = 3
 _SAMPLE_TOKENS = 96
 _MESSAGE_OF_STAGE = {
     "loading": "Loading the base model",
@@ -36,6 +39,9 @@ _MESSAGE_OF_STAGE = {
     "generating": "Both models answer held-out questions",
     "saving": "Saving the adapter",
 }
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,6 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
         train_rows = await dataset_queries.list_valid(session, fine_tuning.dataset_id, "train")
         eval_rows = await dataset_queries.list_valid(session, fine_tuning.dataset_id, "eval")
     await _set(run, fine_tuning, status="preparing", started_at=func.coalesce(FineTuning.started_at, func.now()))
-    await _clear_ended_runs(run, bench.settings)
     folder = run_folder(bench.settings, fine_tuning)
     # Written by the first attempt only: the run goes on with the data that it began with, whatever is edited meanwhile.
     if not (folder / "train.jsonl").exists():
@@ -66,9 +71,11 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
 
     await _set(run, fine_tuning, status="training")
     metrics = await _run_training(run, bench, fine_tuning, folder, base, has_eval=has_eval)
-    samples = await _run_evaluation(run, bench, fine_tuning, folder, base) if has_eval else []
-    await _keep(run, bench, project, fine_tuning, folder, {**metrics, "samples": samples})
-    shutil.rmtree(folder, ignore_errors=True)
+    # What the run is for comes first: nothing that goes wrong from here on can lose the adapter.
+    await _keep(run, bench, project, fine_tuning, folder, metrics)
+    if has_eval:
+        samples = await _samples(run, bench, fine_tuning, folder, base)
+        await _set(run, fine_tuning, metrics={**metrics, "samples": samples})
     return {
         key: metrics[key]
         for key in (
@@ -103,6 +110,7 @@ async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
             "prompts": [[{"role": "user", "content": question}] for question in run.params["questions"]],
             "output_file": str(folder / "answers.json"),
             "max_new_tokens": int(run.params["max_new_tokens"]),
+            "load_in_4bit": fine_tuning.method == "qlora",
             "device": bench.settings.training_device,
             "threads": bench.settings.training_threads,
         }
@@ -111,7 +119,7 @@ async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
             if event["event"] == "progress":
                 await run.progress(float(event["progress_pct"]), str(event["message"]))
 
-        await _run_child(bench, "generate", config, folder, on_event)
+        await _run_child(run, bench, "generate", config, folder, on_event)
         answers = _read_json(folder / "answers.json")["answers"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -201,10 +209,22 @@ async def _run_training(
         elif name == "warning":
             await run.emit("log", {"message": data["message"]})
 
-    await _run_child(bench, "qlora", config, folder, on_event)
+    await _run_child(run, bench, "qlora", config, folder, on_event)
     metrics: dict[str, Any] = _read_json(folder / "out" / "metrics.json")
     # The last step's figures stay beside those of the whole run, so that the status has all its fields to the end.
     return {**seen, **metrics}
+
+
+async def _samples(
+    run: JobRun, bench: Bench, fine_tuning: FineTuning, folder: Path, base: Path
+) -> list[dict[str, Any]]:
+    """Both models' answers to held-out questions; none, and a warning, when the trainer cannot give them."""
+    try:
+        return await _run_evaluation(run, bench, fine_tuning, folder, base)
+    except (TrainerFailed, TrainerKilled) as error:
+        log.warning("no sample answers: %s", error)
+        await run.emit("log", {"message": f"The run has no sample answers: {error.detail}"})
+        return []
 
 
 async def _run_evaluation(
@@ -219,6 +239,7 @@ async def _run_evaluation(
         "samples": _SAMPLES,
         "max_new_tokens": _SAMPLE_TOKENS,
         "max_seq_length": fine_tuning.hyperparameters["max_seq_length"],
+        "load_in_4bit": fine_tuning.method == "qlora",
         "device": bench.settings.training_device,
         "threads": bench.settings.training_threads,
     }
@@ -227,7 +248,7 @@ async def _run_evaluation(
         if event["event"] == "stage":
             await run.progress(_TRAINED, _MESSAGE_OF_STAGE.get(event["name"], event["name"]), force=True)
 
-    await _run_child(bench, "evaluate", config, folder, on_event)
+    await _run_child(run, bench, "evaluate", config, folder, on_event)
     found: list[dict[str, Any]] = _read_json(folder / "evaluation.json")["samples"]
     return found
 
@@ -237,9 +258,17 @@ def _read_json(path: Path) -> Any:
     return storable(json.loads(path.read_text(encoding="utf-8")))
 
 
-async def _run_child(bench: Bench, module: str, config: dict[str, Any], folder: Path, on_event: Any) -> None:
+async def _run_child(
+    run: JobRun, bench: Bench, module: str, config: dict[str, Any], folder: Path, on_event: OnEvent
+) -> None:
     grace = bench.settings.training_cancel_grace_seconds
-    await run_trainer(module, config, folder, on_event, grace_seconds=grace)
+    try:
+        await run_trainer(module, config, folder, on_event, grace_seconds=grace)
+    except TrainerKilled as error:
+        # Once may be chance. A run that the kernel kills for its memory each time must say so, not go on for ever.
+        if run.claim.attempts >= _KILLED_ATTEMPTS:
+            raise TrainerKeepsBeingKilled(error.detail) from error
+        raise
 
 
 async def _keep(
@@ -266,6 +295,9 @@ async def _keep(
         for path, artifact in zip(files, artifacts, strict=True):
             await bench.storage.put_file(artifact.file_key, path)
         async with run.writing() as session:
+            previous = [
+                item.file_key for item in await queries.list_artifacts(session, fine_tuning.id, queries.ADAPTER)
+            ]
             await session.execute(
                 delete(Artifact).where(Artifact.fine_tuning_id == fine_tuning.id, Artifact.role == queries.ADAPTER)
             )
@@ -274,16 +306,7 @@ async def _keep(
     except BaseException:
         await bench.storage.delete([artifact.file_key for artifact in artifacts])
         raise
-
-
-async def _clear_ended_runs(run: JobRun, settings: Settings) -> None:
-    """Deletes the folders of runs that are over: those that failed, were cancelled or whose project is gone."""
-    folders = [path for path in (settings.data_dir / "runs").glob("*-*-*-*-*") if path.is_dir()]
-    async with run.reading() as session:
-        live = await queries.live_public_ids(session)
-    for path in folders:
-        if path.name not in live and not path.name.startswith("compare-"):
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+    await bench.storage.delete(previous)
 
 
 async def _set(run: JobRun, fine_tuning: FineTuning, **values: Any) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.jobs.models import Job
+from backend.jobs.states import LIVE
 from backend.training.errors import ExportNotFound
 from backend.training.models import Artifact, FineTuning, HardwareReport
 
@@ -19,12 +21,18 @@ async def find_latest(session: AsyncSession, project_id: int, *, status: str | N
     return await session.scalar(statement.order_by(FineTuning.id.desc()).limit(1))
 
 
-async def live_public_ids(session: AsyncSession) -> set[str]:
-    """The runs of all owners that have not ended, for a worker that clears its disk."""
-    rows = await session.scalars(
+async def live_folder_names(session: AsyncSession) -> set[str]:
+    """The worker folders of all owners' runs and comparisons that have not ended."""
+    runs = await session.scalars(
         select(FineTuning.public_id).where(FineTuning.status.in_(("queued", "preparing", "training")))
     )
-    return {str(public_id) for public_id in rows.all()}
+    comparisons = await session.scalars(select(Job.public_id).where(Job.kind == "model_compare", Job.state.in_(LIVE)))
+    return {str(public_id) for public_id in runs.all()} | {f"compare-{public_id}" for public_id in comparisons.all()}
+
+
+async def stored_keys(session: AsyncSession) -> set[str]:
+    """The storage keys that artifacts of all owners name."""
+    return set((await session.scalars(select(Artifact.file_key))).all())
 
 
 async def find_by_job(session: AsyncSession, job_id: int) -> FineTuning | None:

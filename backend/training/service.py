@@ -119,7 +119,7 @@ async def start_export(session: AsyncSession, broker: Broker, project: Project) 
 async def start_comparison(
     session: AsyncSession, broker: Broker, project: Project, *, questions: Sequence[str], max_new_tokens: int
 ) -> Job:
-    """Enqueues the same questions to the base and the tuned model. Raises NothingToExport."""
+    """Enqueues the same questions to the base and the tuned model. Raises NothingToExport, JobAlreadyRunning."""
     fine_tuning = await _completed(session, project)
     return await queue.enqueue(
         session,
@@ -132,6 +132,7 @@ async def start_comparison(
             "questions": list(questions),
             "max_new_tokens": max_new_tokens,
         },
+        exclusive_key=f"compare:{project.id}",
     )
 
 
@@ -151,12 +152,7 @@ async def _training_ended(session: AsyncSession, job: Job) -> None:
         fine_tuning.completed_at = func.clock_timestamp()
         fine_tuning.progress = 100.0 if job.state == JobState.SUCCESS else fine_tuning.progress
         await session.flush()
-    trained = await queries.find_latest(session, job.project_id, status="completed")
-    if job.state == JobState.FAILED:
-        stage = Stage.ERROR
-    else:
-        stage = Stage.TRAINED if trained is not None else Stage.DATASET_READY
-    await projects.move_to(session, job.project_id, stage)
+    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
 
 
 TRAINING = kinds.register(JobKind("training", "gpu", max_attempts=10, ending=_training_ended))

@@ -1,4 +1,4 @@
-"""The limit for a list endpoint: bare Starlette, raw asyncpg with the product's own SQL, orjson; no login, no errors."""
+"""The limit for a list: bare Starlette, raw asyncpg with the product's own SQL, orjson; no login, no errors."""
 
 import contextlib
 import os

@@ -6,7 +6,7 @@ from typing import Any
 from celery import shared_task
 
 from backend.jobs.running import JobRun
-from backend.training import exports, hardware, local
+from backend.training import cleanup, exports, hardware, local
 from backend.training.service import COMPARISON, EXPORTING, TRAINING
 from celery_app import runtime
 from celery_app.job_task import run_job
@@ -46,5 +46,12 @@ def report_hardware() -> None:
         found = await hardware.probe()
         async with current.db.transaction() as session:
             await hardware.save(session, socket.gethostname(), found)
+        await cleanup.clear_run_folders(current.db, current.settings)
 
     current.run(report())
+
+
+@shared_task(name="storage.sweep")
+def sweep_storage() -> None:
+    current = runtime.get()
+    current.run(cleanup.delete_orphaned_files(current.db, current.storage))

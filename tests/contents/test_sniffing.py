@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.contents.sniffing import ACCEPTED_MIME_TYPES, sniff
+from backend.contents.sniffing import sniff
+from backend.contents.types import ACCEPTED
 from tests.contents import corpus
 
 EXECUTABLE = "application/x-executable"
@@ -72,6 +73,6 @@ def test_hostile_files_never_raise(tmp_path: Path) -> None:
 
 
 def test_the_contract_lists_what_is_accepted() -> None:
-    assert corpus.DOCX in ACCEPTED_MIME_TYPES["raw_doc"]
-    assert "application/json" not in ACCEPTED_MIME_TYPES["raw_doc"]
-    assert "text/csv" in ACCEPTED_MIME_TYPES["dataset_upload"]
+    assert corpus.DOCX in ACCEPTED["raw_doc"]
+    assert "application/json" not in ACCEPTED["raw_doc"]
+    assert "text/csv" in ACCEPTED["dataset_upload"]

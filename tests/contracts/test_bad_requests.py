@@ -1,4 +1,4 @@
-"""Requests that cannot be carried out: the contract's status, a code, a sentence that says what to do, and no job left."""
+"""Requests that cannot be carried out: the contract's status, a code, a sentence with advice, and no job left."""
 
 import json
 from typing import Any
@@ -318,8 +318,19 @@ async def test_a_config_does_not_grow_for_ever(tenant: Tenant) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=501", "limit=-1", "limit=x", "offset=-1", f"offset={2**63}", f"limit={10**40}", "limit=1.5"]
-    + ["status=%00", "status=nonsense", "limit="],
+    [
+        "limit=0",
+        "limit=501",
+        "limit=-1",
+        "limit=x",
+        "offset=-1",
+        f"offset={2**63}",
+        f"limit={10**40}",
+        "limit=1.5",
+        "status=%00",
+        "status=nonsense",
+        "limit=",
+    ],
 )
 async def test_bad_windows(tenant: Tenant, query: str) -> None:
     project = await tenant.make_project()

@@ -10,7 +10,7 @@ import pytest
 
 from backend.kit.config import Settings
 from backend.main import create_app
-from tests.conftest import Tenant
+from tests.conftest import Tenant, stored_keys
 from tests.contents import corpus
 
 BOUNDARY = "----a-boundary"
@@ -21,7 +21,7 @@ async def nothing_is_left(tenant: Tenant, project: str, app: Any) -> None:
     assert (await tenant.client.get(f"/projects/{project}/files")).json() == {"files": []}
     assert (await tenant.client.get(f"/projects/{project}")).json()["status"] == "draft"
     assert (await tenant.client.get(f"/projects/{project}/jobs")).json() == {"jobs": []}
-    assert await app.state.services.storage.keys_under(f"projects/{project}") == []
+    assert await stored_keys(app, f"projects/{project}") == []
 
 
 def part(name: str, content: bytes, filename: str | None = None) -> bytes:
@@ -129,7 +129,7 @@ async def test_the_project_is_full(tenant: Tenant, settings: Settings, app: Any)
             assert (second.status_code, second.json()["error_code"]) == (413, "PROJECT_STORAGE_FULL")
             assert "1 MB" in second.json()["detail"]
     assert len((await tenant.client.get(f"/projects/{project}/files")).json()["files"]) == 1
-    keys = await app.state.services.storage.keys_under(f"projects/{project}")
+    keys = await stored_keys(app, f"projects/{project}")
     assert len(keys) == 2
     assert not any("second" in key for key in keys)
 
@@ -163,7 +163,7 @@ async def test_names_are_made_safe(tenant: Tenant, app: Any, filename: str) -> N
     assert 0 < len(name) <= 120
     assert ".." not in name
     assert name[0] not in ".-"
-    keys = await app.state.services.storage.keys_under(f"projects/{project}")
+    keys = await stored_keys(app, f"projects/{project}")
     assert any(key.endswith(f"/{name}") for key in keys)
     assert all(key.count("/") == 4 for key in keys)
 
@@ -221,7 +221,7 @@ async def test_an_upload_to_a_project_that_goes_away_leaves_nothing(tenant: Tena
 
     answer = await tenant.client.post(f"/projects/{project}/files/upload", content=body(), headers=MULTIPART)
     assert (answer.status_code, answer.json()["error_code"]) == (404, "PROJECT_NOT_FOUND")
-    assert await app.state.services.storage.keys_under(f"projects/{project}") == []
+    assert await stored_keys(app, f"projects/{project}") == []
 
 
 async def test_the_body_of_an_anonymous_upload_is_not_read(anonymous: httpx.AsyncClient) -> None:

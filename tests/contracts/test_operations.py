@@ -1,4 +1,4 @@
-"""The studio contract's other examples, in its own values: health, projects, model, files, hardware, cancelling, login."""
+"""The studio contract's other examples, in its own values: health, projects, model, files, hardware, login."""
 
 import json
 from datetime import datetime
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend import __version__
 from backend.training import hardware
-from tests.conftest import Tenant
+from tests.conftest import Tenant, stored_keys
 from tests.contracts.conftest import SAMPLE
 from tests.contracts.shapes import matches
 from tests.providers.hub_server import HubServer
@@ -24,6 +24,7 @@ PROJECT = {
 }
 TIMES = {"created_at": datetime, "updated_at": datetime}
 STATS = {"file_count": 0, "chunk_count": 0, "example_count": 0, "last_job_status": None}
+NOBODYS = "01a20159-0000-7000-8000-000000000000"
 ERROR = {"detail": str, "error_code": str, "context": dict}
 
 
@@ -71,11 +72,10 @@ async def test_delete_project_with_all_it_owns(tenant: Tenant, app: Any) -> None
     project = await tenant.make_project()
     await tenant.upload(project, "a.txt", b"Some words of a text that is not empty.")
     queued = (await tenant.client.post(f"/projects/{project}/chunks/generate")).json()["job_id"]
-    storage = app.state.services.storage
-    assert await storage.keys_under(f"projects/{project}")
+    assert await stored_keys(app, f"projects/{project}")
     answer = await tenant.client.delete(f"/projects/{project}")
     assert (answer.status_code, answer.content) == (204, b"")
-    assert await storage.keys_under(f"projects/{project}") == []
+    assert await stored_keys(app, f"projects/{project}") == []
     for path in (f"/projects/{project}", f"/projects/{project}/files", f"/jobs/{queued}"):
         assert (await tenant.client.get(path)).status_code == 404
     assert (await tenant.client.delete(f"/projects/{project}")).status_code == 404
@@ -164,7 +164,7 @@ async def test_upload_several_and_delete_one(tenant: Tenant, app: Any) -> None:
     assert (answer.status_code, answer.content) == (204, b"")
     left = (await tenant.client.get(f"/projects/{project}/files")).json()["files"]
     assert [one["filename"] for one in left] == ["guide.md", "data.jsonl"]
-    assert not any("notes" in key for key in await app.state.services.storage.keys_under(f"projects/{project}"))
+    assert not any("notes" in key for key in await stored_keys(app, f"projects/{project}"))
     assert (await tenant.client.delete(f"/projects/{project}/files/{uploaded[0]['id']}")).status_code == 404
 
 
@@ -268,8 +268,8 @@ async def test_login_and_profile(anonymous: httpx.AsyncClient) -> None:
         ("GET", "/api/nothing", 404, "NOT_FOUND"),
         ("PUT", "/projects", 405, "METHOD_NOT_ALLOWED"),
         ("DELETE", "/health", 405, "METHOD_NOT_ALLOWED"),
-        ("GET", f"/projects/{uuid4()}", 404, "PROJECT_NOT_FOUND"),
-        ("GET", f"/jobs/{uuid4()}", 404, "JOB_NOT_FOUND"),
+        ("GET", f"/projects/{NOBODYS}", 404, "PROJECT_NOT_FOUND"),
+        ("GET", f"/jobs/{NOBODYS}", 404, "JOB_NOT_FOUND"),
         ("GET", "/projects/1", 422, "VALIDATION_ERROR"),
         ("GET", "/projects?limit=0", 422, "VALIDATION_ERROR"),
     ],

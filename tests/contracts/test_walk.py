@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from tests.conftest import stored_keys
 from tests.contracts.conftest import SAMPLE, Walked
 from tests.contracts.shapes import matches
 
@@ -217,8 +218,12 @@ async def test_export_files_and_downloads(walked: Walked) -> None:
         "..%5csecret",
         "%00",
         "a" * 4000,
-    ]
-    + ["metrics.json%00.md", "METRICS.JSON", "metrics.json/", "%2fetc%2fpasswd", "%ff"],
+        "metrics.json%00.md",
+        "METRICS.JSON",
+        "metrics.json/",
+        "%2fetc%2fpasswd",
+        "%ff",
+    ],
 )
 async def test_only_the_listed_names_are_downloaded(walked: Walked, name: str) -> None:
     client = walked.tenant.client
@@ -231,12 +236,11 @@ async def test_only_the_listed_names_are_downloaded(walked: Walked, name: str) -
 
 
 async def test_exporting_again_leaves_one_export(walked: Walked, app, run_jobs) -> None:
-    storage = app.state.services.storage
     prefix = f"projects/{walked.project}/exports"
-    before = await storage.keys_under(prefix)
+    before = await stored_keys(app, prefix)
     answer = await walked.tenant.client.post(f"{walked.path}/export")
     assert (await run_jobs(answer.json()["job_id"]))["state"] == "success"
-    after = await storage.keys_under(prefix)
+    after = await stored_keys(app, prefix)
     assert len(after) == len(before)
     assert not set(after) & set(before)
     assert (await walked.tenant.client.get(f"{walked.path}/export/download")).status_code == 200

@@ -17,7 +17,7 @@ WORKERS = ("one", "two")
 WINDOW = 60
 KILL_SECONDS = 2.0
 # How often the whole worker is killed, and not one of its processes.
-WHOLE_WORKER = 0.4
+WHOLE_WORKER = 0.3
 REDIS_OUTAGE_SECONDS = (0.1, 3.0)
 LOST_SECONDS = 120.0
 
@@ -98,15 +98,11 @@ class Storm:
             await asyncio.sleep(0.1)
 
     async def _kill_workers(self) -> None:
-        """Workers in turn, as a whole or a process that runs jobs; each tenth time the control worker and beat, too."""
+        """Workers in turn, as a whole or one of the processes that run jobs."""
         while True:
             await asyncio.sleep(KILL_SECONDS * self._random.uniform(0.7, 1.3))
             name = WORKERS[self.outcome.worker_kills % len(WORKERS)]
             await (self._kill(name) if self._random.random() < WHOLE_WORKER else self._kill_one_of(name))
-            if self.outcome.worker_kills % 10 == 0:
-                for name in ("control", "beat"):
-                    self.plant.kill(name)
-                    self.plant.start(name)
 
     async def _kill(self, name: str) -> None:
         await self._note_kill(self.plant.kill(name))
@@ -126,15 +122,15 @@ class Storm:
         await self._note_losses("state = 'running' AND worker = ANY(:workers)", workers=workers)
 
     async def _kill_redis(self) -> None:
-        """When so and so many jobs are in, and every second time together with both workers."""
+        """When so and so many jobs are in; the second time together with both workers, the control worker and beat."""
         for number in range(1, self._redis_kills + 1):
             while len(self._ids) < self.outcome.jobs * number // (self._redis_kills + 1):
                 await asyncio.sleep(0.05)
             self.plant.kill_redis()
             self.outcome.redis_kills += 1
             await self._note_losses("state = 'queued'")
-            if number % 2 == 0:
-                for name in WORKERS:
+            if number == 2:
+                for name in (*WORKERS, "control", "beat"):
                     await self._kill(name)
             await asyncio.sleep(self._random.uniform(*REDIS_OUTAGE_SECONDS))
             self.plant.start_redis()
@@ -165,15 +161,6 @@ class Storm:
             again = min(later) if later else states[job][1]
             if again is not None:  # the lost are counted above
                 outcome.rescues.append((again - lost_at).total_seconds())
-                if outcome.rescues[-1] > 25:
-                    print(
-                        "DEBUG",
-                        job,
-                        fence,
-                        lost_at.strftime("%T"),
-                        again.strftime("%T"),
-                        [(f, a.strftime("%T")) for f, a in starts.get(job, [])],
-                    )
 
 
 async def storm(database_url: str, folder: Path, *, jobs: int, redis_kills: int, aof: bool, seed: int = 1) -> Outcome:

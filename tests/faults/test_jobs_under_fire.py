@@ -31,7 +31,7 @@ async def database() -> str:
     return await clone_database(f"faults_{secrets.token_hex(4)}")
 
 
-@pytest.mark.parametrize(("aof", "jobs", "redis_kills"), [(True, 300, 4), (False, 250, 3)], ids=["aof", "no aof"])
+@pytest.mark.parametrize(("aof", "jobs", "redis_kills"), [(True, 300, 3), (False, 250, 3)], ids=["aof", "no aof"])
 async def test_no_job_is_lost_and_none_has_its_effect_twice(
     tmp_path: Path, aof: bool, jobs: int, redis_kills: int
 ) -> None:

@@ -54,8 +54,14 @@ async def test_own_hosts(local: httpx.AsyncClient, host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "[::1", "::1"]
-    + [
+    [
+        "evil.example",
+        "evil.example:8000",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8000",
+        "",
+        "[::1",
+        "::1",
         "0.0.0.0:8000",
         "192.168.1.5:8000",
         "localhost:8000@evil.example",
@@ -85,8 +91,6 @@ async def test_own_origins(local: httpx.AsyncClient, origin: str) -> None:
         "http://[::1",
         "",
         "file://",
-    ]
-    + [
         "http://127.0.0.1:8000.evil.example",
         "http://localhost:3000.evil.example",
         "http://127.0.0.1:8000@evil.example",

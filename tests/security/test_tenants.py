@@ -1,4 +1,4 @@
-"""No tenant reaches another's objects: every operation of the OpenAPI document with foreign ids, and without a login."""
+"""No tenant reaches another's objects: every operation of the OpenAPI document, with foreign ids and anonymously."""
 
 import asyncio
 from dataclasses import dataclass

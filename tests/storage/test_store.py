@@ -33,11 +33,11 @@ async def test_a_prefix_is_a_whole_part(storage: Storage) -> None:
     for key in ("projects/1/a", "projects/1/b/c", "projects/11/a"):
         await storage.put_bytes(key, b"x")
     await storage.delete_under("projects/1")
-    assert await storage.keys_under("projects") == ["projects/11/a"]
+    assert [blob.key for blob in await storage.list_under("projects")] == ["projects/11/a"]
 
 
 async def test_deleting_twice_is_no_error(storage: Storage) -> None:
     await storage.put_bytes("k/1", b"x")
     await storage.delete(["k/1", "k/2"])
     await storage.delete(["k/1"])
-    assert await storage.keys_under("k") == []
+    assert await storage.list_under("k") == []

@@ -13,7 +13,6 @@ SHORTEST_OUTPUT_WORDS = 3
 LEAST_COVERAGE = 0.5
 # Share of an answer's content words that its quote or the passage must have.
 LEAST_GROUNDING = 0.5
-LEAST_QUESTION_OVERLAP = 0.3
 
 _OPENING = re.compile(
     r"^(?:what|who|when|where|why|how|which|is|are|may|can|do|does|at what|in which|under which|for how|"
