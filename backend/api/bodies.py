@@ -1,5 +1,6 @@
 """Plain ASGI middleware: bounds bodies that are no uploads, and refuses what no column of the database can hold."""
 
+import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -12,11 +13,13 @@ from backend.api.errors import render
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DEPTH = 32
+# The one route that reads its body as it comes, with limits of its own.
+_UPLOAD = re.compile(r"/projects/[^/]+/files/upload")
 _METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class PlainBodies:
-    """Reads every body that is not multipart whole, up to MAX_BODY_BYTES, and hands it on.
+    """Reads every body that is no upload whole, up to MAX_BODY_BYTES, and hands it on.
 
     Answers 413 beyond that, and 422 for JSON that is broken, nested deeper than MAX_DEPTH, or holds a NUL character, a
     lone surrogate or a number that is none (PostgreSQL stores none of them).
@@ -38,7 +41,7 @@ class PlainBodies:
             await self.app(scope, receive, send)
             return
         kind = Headers(scope=scope).get("content-type", "").split(";")[0].strip().lower()
-        if kind == "multipart/form-data":
+        if kind == "multipart/form-data" and _UPLOAD.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:

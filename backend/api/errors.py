@@ -1,5 +1,6 @@
 """Every failure as {detail, error_code, context}, on both faces."""
 
+import errno
 import json
 import logging
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from backend.kit.errors import DomainError
@@ -131,6 +133,18 @@ def install(app: FastAPI) -> None:
     async def connection_error(_: Request, error: ConnectionError) -> Response:
         log.error("a server that this one needs is not available: %s", error)
         return render(503, "The service is starting or restarting. Try again in a moment.", "SERVICE_UNAVAILABLE")
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_left(_: Request, error: ClientDisconnect) -> Response:
+        # Nobody reads this answer; it only keeps an upload that was broken off from looking like an error of ours.
+        return render(400, "The body ends before it is complete. Send it again.", "BODY_INCOMPLETE")
+
+    @app.exception_handler(OSError)
+    async def disk_error(_: Request, error: OSError) -> Response:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return render_unexpected(error)
+        log.error("the disk is full: %s", error)
+        return render(507, "The service has no disk space left. Delete files, or tell its operator.", "DISK_FULL")
 
     @app.exception_handler(RedisError)
     async def redis_error(_: Request, error: RedisError) -> Response:

@@ -20,7 +20,13 @@ async def get_job(session: AsyncSession, owner: Owner, public_id: UUID) -> Job:
 
 
 async def list_jobs(
-    session: AsyncSession, project_id: int, *, kind: str | None = None, state: str | None = None, limit: int = 200
+    session: AsyncSession,
+    project_id: int,
+    *,
+    kind: str | None = None,
+    state: str | None = None,
+    limit: int = 200,
+    offset: int = 0,
 ) -> Sequence[Job]:
     """The project's jobs, newest first."""
     statement = select(Job).where(Job.project_id == project_id)
@@ -28,7 +34,7 @@ async def list_jobs(
         statement = statement.where(Job.kind == kind)
     if state is not None:
         statement = statement.where(Job.state == state)
-    return (await session.scalars(statement.order_by(Job.id.desc()).limit(limit))).all()
+    return (await session.scalars(statement.order_by(Job.id.desc()).limit(limit).offset(offset))).all()
 
 
 async def live_jobs(session: AsyncSession, project_id: int) -> Sequence[Job]:

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.kit.db import Database
 from backend.kit.owner import Owner
 from backend.users import passwords, queries
 from backend.users.errors import BadCredentials, BadToken, EmailTaken, RefreshTokenReused
@@ -48,9 +49,11 @@ async def register(session: AsyncSession, *, email: str, password: str, name: st
 
 
 async def log_in(
-    session: AsyncSession, signer: TokenSigner, lifetimes: Lifetimes, *, email: str, password: str, user_agent: str = ""
+    db: Database, signer: TokenSigner, lifetimes: Lifetimes, *, email: str, password: str, user_agent: str = ""
 ) -> Login:
-    user = await queries.find_by_email(session, email)
+    """Checks the password and opens a login. No connection is held while the password is hashed."""
+    async with db.transaction() as session:
+        user = await queries.find_by_email(session, email)
     known = user is not None and user.password_hash != _NO_PASSWORD
     hashed = user.password_hash if user is not None and known else None
     if not await passwords.verify_password(password, hashed) or user is None or not user.is_active:
@@ -61,9 +64,10 @@ async def log_in(
         expires_at=datetime.now(UTC) + lifetimes.refresh,
         user_agent=user_agent[:300],
     )
-    session.add(login)
-    await session.flush()
-    return _issue(signer, lifetimes, user, login)
+    async with db.transaction() as session:
+        session.add(login)
+        await session.flush()
+        return _issue(signer, lifetimes, user, login)
 
 
 async def refresh(session: AsyncSession, signer: TokenSigner, lifetimes: Lifetimes, token: str) -> Login:

@@ -26,7 +26,7 @@ async def list_projects(request: Request) -> Response:
         values = tuple(row)
         items.append({**dict(zip(_NAMES, values, strict=False)), "stats": dict(zip(_STATS, values[7:], strict=False))})
     body = {"items": items, "total": rows[0]["total"], "limit": 50, "offset": 0}
-    return Response(orjson.dumps(body, default=str), media_type="application/json")
+    return Response(orjson.dumps(body, default=str, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 async def health(_: Request) -> Response:

@@ -83,3 +83,9 @@ async def events(answer: httpx.Response) -> AsyncIterator[Received]:
             event = parse(block)
             if event is not None:
                 yield event
+
+
+def whole(answer: httpx.Response) -> list[Received]:
+    """The events of an answer that was read to its end."""
+    found = [parse(block) for block in answer.content.split(b"\n\n")]
+    return [event for event in found if event is not None]

