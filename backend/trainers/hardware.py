@@ -15,7 +15,7 @@ def probe() -> dict[str, Any]:
     """Versions, GPUs (memory in GB of 10^9 bytes), and whether 4-bit layers and bf16 really work here."""
     import torch
 
-    from backend.trainers.loading import cpu_has_bf16
+    from backend.trainers.loading import cpu_has_bf16, usable_cores
 
     available = torch.cuda.is_available()
     return {
@@ -27,7 +27,7 @@ def probe() -> dict[str, Any]:
         "bnb_available": four_bit_works("cuda" if available else "cpu"),
         "bnb_version": _version("bitsandbytes"),
         "transformers_version": _version("transformers"),
-        "cpu_count": len(os.sched_getaffinity(0)),
+        "cpu_count": usable_cores(),
         "memory_total_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 2),
     }
 

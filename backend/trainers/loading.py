@@ -40,6 +40,11 @@ class Target:
         return torch.autocast(self.device, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
 
+def usable_cores() -> int:
+    """The cores that this process may use; macOS knows only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_target(device: str, threads: int = 0) -> Target:
     """Pick device and dtypes. CUDA computes in bf16, else fp16; a CPU in bf16 where it has the instructions.
 
@@ -54,7 +59,7 @@ def choose_target(device: str, threads: int = 0) -> Target:
     if device != "cpu" and available:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return Target("cuda", dtype, dtype)
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or usable_cores())
     dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
     return Target("cpu", dtype, dtype)
 

@@ -123,10 +123,8 @@ def build_trainer(
     cancellation: process.Cancellation,
 ) -> AdapterTrainer:
     """Load the base model, put a new adapter on all its linear layers, and set the trainer up."""
-    import torch
     from datasets import Dataset
     from peft import LoraConfig, prepare_model_for_kbit_training
-    from trl import SFTConfig
 
     from backend.trainers import loading
     from backend.trainers.trainer import AdapterTrainer
@@ -137,11 +135,6 @@ def build_trainer(
     recompute = target.device == "cuda" and model.num_parameters() > CHECKPOINTED_PARAMETERS
     if four_bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recompute)
-    on_cuda = target.device == "cuda"
-    steps_per_epoch = math.ceil(
-        math.ceil(len(train_set.examples) / params.per_device_batch_size) / params.gradient_accumulation_steps
-    )
-    total_steps = steps_per_epoch * params.num_epochs
     return AdapterTrainer(
         model=model,
         processing_class=tokenizer,
@@ -161,36 +154,49 @@ def build_trainer(
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
-        args=SFTConfig(
-            output_dir=str(config.run_dir),
-            num_train_epochs=params.num_epochs,
-            learning_rate=params.learning_rate,
-            per_device_train_batch_size=params.per_device_batch_size,
-            per_device_eval_batch_size=params.per_device_batch_size * 2,
-            gradient_accumulation_steps=params.gradient_accumulation_steps,
-            warmup_steps=math.ceil(params.warmup_ratio * total_steps),
-            weight_decay=params.weight_decay,
-            lr_scheduler_type="cosine",
-            max_grad_norm=1.0,
-            optim=("paged_adamw_8bit" if four_bit else "adamw_torch_fused") if on_cuda else "adamw_torch",
-            seed=params.seed,
-            data_seed=params.seed,
-            max_length=None,  # the examples arrive encoded, and those too long are already out
-            use_cpu=not on_cuda,
-            bf16=target.compute_dtype == torch.bfloat16,
-            fp16=target.compute_dtype == torch.float16,
-            activation_checkpointing=recompute,
-            eval_strategy="steps" if held_out.examples else "no",
-            eval_steps=params.eval_steps or max(steps_per_epoch, math.ceil(total_steps / MAX_EVALUATIONS)),
-            save_strategy="steps" if params.save_steps else "no",
-            save_steps=params.save_steps or total_steps,
-            logging_steps=params.logging_steps,
-            logging_nan_inf_filter=False,
-            include_num_input_tokens_seen="non_padding",
-            dataloader_pin_memory=on_cuda,
-            disable_tqdm=True,
-            report_to="none",
-        ),
+        args=trainer_settings(config, target, len(train_set.examples), recompute, evaluates=bool(held_out.examples)),
+    )
+
+
+def trainer_settings(config: TrainConfig, target: Target, examples: int, recompute: bool, *, evaluates: bool) -> Any:
+    """The public hyperparameters under TRL's names (an SFTConfig), with what follows from data and hardware."""
+    import torch
+    from trl import SFTConfig
+
+    params = config.hyperparams
+    on_cuda = target.device == "cuda"
+    steps_per_epoch = math.ceil(math.ceil(examples / params.per_device_batch_size) / params.gradient_accumulation_steps)
+    total_steps = steps_per_epoch * params.num_epochs
+    on_cuda_optimizer = "paged_adamw_8bit" if config.method == "qlora" else "adamw_torch_fused"
+    return SFTConfig(
+        output_dir=str(config.run_dir),
+        num_train_epochs=params.num_epochs,
+        learning_rate=params.learning_rate,
+        per_device_train_batch_size=params.per_device_batch_size,
+        per_device_eval_batch_size=params.per_device_batch_size * 2,
+        gradient_accumulation_steps=params.gradient_accumulation_steps,
+        warmup_steps=math.ceil(params.warmup_ratio * total_steps),
+        weight_decay=params.weight_decay,
+        lr_scheduler_type="cosine",
+        max_grad_norm=1.0,
+        optim=on_cuda_optimizer if on_cuda else "adamw_torch",
+        seed=params.seed,
+        data_seed=params.seed,
+        max_length=None,  # the examples arrive encoded, and those too long are already out
+        use_cpu=not on_cuda,
+        bf16=target.compute_dtype == torch.bfloat16,
+        fp16=target.compute_dtype == torch.float16,
+        activation_checkpointing=recompute,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=params.eval_steps or max(steps_per_epoch, math.ceil(total_steps / MAX_EVALUATIONS)),
+        save_strategy="steps" if params.save_steps else "no",
+        save_steps=params.save_steps or total_steps,
+        logging_steps=params.logging_steps,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        dataloader_pin_memory=on_cuda,
+        disable_tqdm=True,
+        report_to="none",
     )
 
 
