@@ -73,7 +73,11 @@ async def enqueue(
     except IntegrityError as error:
         if "uq_jobs_exclusive_key_live" not in str(error.orig):
             raise
-        raise JobAlreadyRunning(kind=kind.name) from error
+        # The one in the way may be of another kind, and may have ended since.
+        running = select(Job.kind, Job.public_id).where(Job.exclusive_key == exclusive_key, Job.state.in_(LIVE))
+        found = (await session.execute(running)).one_or_none()
+        name, public_id = found if found is not None else (kind.name, None)
+        raise JobAlreadyRunning(kind=name, job_id=public_id and str(public_id)) from error
     job_id = job.id
 
     async def send() -> None:

@@ -13,7 +13,7 @@ from backend.jobs.states import JobState
 from backend.kit.db import after_commit
 from backend.kit.owner import Owner
 from backend.projects import queries
-from backend.projects.errors import ConfigTooLarge
+from backend.projects.errors import ConfigTooLarge, ProjectNotFound
 from backend.projects.models import Project
 from backend.projects.stages import Stage
 from backend.storage import Storage
@@ -38,9 +38,10 @@ async def create(
 
 
 async def change(session: AsyncSession, project: Project, changes: dict[str, Any]) -> Project:
-    """Sets the given fields; `config` is merged key by key. Raises ConfigTooLarge."""
-    # The row lock makes two changes of one config take turns.
-    await session.refresh(project, with_for_update=True)
+    """Sets the given fields; `config` is merged key by key. Raises ConfigTooLarge, ProjectNotFound."""
+    # The row lock makes two changes of one config take turns; whoever waited may find the project gone.
+    if await session.get(Project, project.id, populate_existing=True, with_for_update=True) is None:
+        raise ProjectNotFound()
     for field, value in changes.items():
         if field == "config":
             value = {**project.config, **value}

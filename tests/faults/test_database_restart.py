@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 @pytest.fixture
 async def servers() -> AsyncIterator[Servers]:
     with temporary_servers() as made:
-        migrations.upgrade(made.database_url)
+        await asyncio.to_thread(migrations.upgrade, made.database_url)
         yield made
 
 
