@@ -20,8 +20,9 @@ class Settings(BaseSettings):
     database_url: str = "postgresql+asyncpg://finetuneflow:finetuneflow@127.0.0.1:5432/finetuneflow"
     redis_url: str = "redis://127.0.0.1:6379/0"
     storage_url: str = ""
-    database_pool_size: int = Field(default=10, ge=1)
-    database_max_overflow: int = Field(default=20, ge=0)
+    # Connections beyond the pool are opened and closed again for each request, which costs more than most requests.
+    database_pool_size: int = Field(default=20, ge=1)
+    database_max_overflow: int = Field(default=10, ge=0)
 
     # Who may call
     auth_mode: AuthMode = "token"
