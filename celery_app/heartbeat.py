@@ -19,7 +19,7 @@ from backend.jobs.states import JobState
 from backend.kit import redis as kit_redis
 from backend.kit.config import Settings
 from backend.kit.db import Database
-from celery_app import database, stopping
+from celery_app import stopping
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Heartbeat:
 
     def _start(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._db = database.connect(self._settings, pool_size=1, max_overflow=4)
+        self._db = Database(self._settings.database_url, pool_size=1, max_overflow=4, pre_ping=True)
         self._thread = threading.Thread(target=self._loop.run_forever, name="heartbeat", daemon=True)
         self._thread.start()
 

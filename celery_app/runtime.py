@@ -12,8 +12,8 @@ from backend.jobs.events import EventLog
 from backend.kit import redis as kit_redis
 from backend.kit.broker import Broker
 from backend.kit.config import Settings, get_settings
+from backend.kit.db import Database
 from backend.storage import Storage, open_storage
-from celery_app import database
 from celery_app.heartbeat import Heartbeat
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.runner = asyncio.Runner()
-        self.db = database.connect(settings, pool_size=5, max_overflow=10)
+        self.db = Database(settings.database_url, pool_size=5, max_overflow=10, pre_ping=True)
         self.redis: Redis = kit_redis.connect(settings.redis_url)
         self.events = EventLog(self.redis)
         self.broker = Broker(settings.redis_url)

@@ -15,6 +15,14 @@ from backend.kit.errors import DatabaseUnavailable, DomainError
 log = logging.getLogger(__name__)
 
 AfterCommit = Callable[[], Awaitable[None]]
+# A process that freezes inside a transaction keeps its locks, and the sweeper skips what is locked: the server ends
+# such a transaction. Longer than any of ours waits for its client, and short enough for a rescue within a minute.
+FROZEN_SECONDS = 20
+_SERVER_SETTINGS = {
+    "application_name": "finetuneflow",
+    "jit": "off",
+    "idle_in_transaction_session_timeout": f"{FROZEN_SECONDS}s",
+}
 _AFTER_COMMIT = "after_commit"
 _DRIVER = "driver"
 
@@ -31,7 +39,7 @@ class Database:
             pool_recycle=1800,
             # Errors are logged, and parameters hold password hashes and the text of documents.
             hide_parameters=True,
-            connect_args={"timeout": 10, "server_settings": {"application_name": "finetuneflow", "jit": "off"}},
+            connect_args={"timeout": 10, "server_settings": _SERVER_SETTINGS},
         )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 

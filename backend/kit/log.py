@@ -22,7 +22,15 @@ def configure_logging(level: str = "INFO", *, json: bool = False) -> None:
     """Sends both structlog's and the standard library's records through one formatter to stderr."""
     global _as_json
     _as_json = json
-    renderer: Any = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=False)
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(
+            colors=False,
+            # The rich one shows local variables, and those hold passwords and keys.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+    )
     structlog.configure(
         processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
