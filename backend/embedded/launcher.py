@@ -23,8 +23,10 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(orphan_signal))
     if os.getppid() != int(parent):  # it ended before the request was in place
         sys.exit(1)
-    for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(ignored_by_python, signal.SIG_DFL)
+    # Python ignores the first two, and a shell the others in what it starts in the background: a child that inherited
+    # that could be neither stopped nor, when it is orphaned, ended.
+    for inherited in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(inherited, signal.SIG_DFL)
     try:
         os.execv(command[0], command)
     except OSError as error:

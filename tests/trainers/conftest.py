@@ -21,7 +21,7 @@ from tests.trainers.tiny import (
     write_lines,
 )
 
-os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 HERE = Path(__file__).parent
 
 
