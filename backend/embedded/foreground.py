@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Event
 from types import FrameType
 
 from rich.console import Console
@@ -42,7 +43,7 @@ def run_up(options: StackOptions, console: Console | None = None) -> int:
         console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(line)}", highlight=False, soft_wrap=True)
 
     stack = EmbeddedStack(replace(options, report=report))
-    with _stopping(stack, console):
+    with _stopping(stack) as asked:
         try:
             stack.start()
         except StackStopped:
@@ -53,8 +54,11 @@ def run_up(options: StackOptions, console: Console | None = None) -> int:
             )
             return 1
         console.print(_summary(stack))
-        while not stack.wait(0.5):
-            pass
+        told = False
+        while not stack.wait(0.2):
+            if asked.is_set() and not told:
+                told = True
+                console.print("\n[dim]stopping (once more: at once)[/dim]")
     if stack.failed:
         return 1
     console.print("[dim]stopped; everything is kept in the data folder[/dim]")
@@ -62,20 +66,20 @@ def run_up(options: StackOptions, console: Console | None = None) -> int:
 
 
 @contextmanager
-def _stopping(stack: EmbeddedStack, console: Console) -> Iterator[None]:
-    """Signals ask the stack to stop while the block runs."""
-    seen = 0
+def _stopping(stack: EmbeddedStack) -> Iterator[Event]:
+    """Signals ask the stack to stop while the block runs; the event says that one came.
+
+    The handler prints nothing: it may run in the middle of a print, which does not bear another one within.
+    """
+    asked = Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        stack.request_stop(hurry=seen > 1)
-        if seen == 1:
-            console.print("\n[dim]stopping (once more: at once)[/dim]")
+        stack.request_stop(hurry=asked.is_set())
+        asked.set()
 
     previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -201,7 +201,7 @@ def test_signals_stop_it_cleanly_even_while_it_starts(product: Callable[..., Pro
     one = product()
     one.wait_up()
     one.process.send_signal(signal.SIGINT)
-    assert one.end() == 0
+    assert one.end() == 0, one.text()
     assert "stopped" in one.text()
     early = product()
     eventually(lambda: (early.data_dir / "lock").read_text().strip() == str(early.process.pid))
@@ -214,7 +214,8 @@ def test_signals_stop_it_cleanly_even_while_it_starts(product: Callable[..., Pro
 def test_a_second_ctrl_c_does_not_wait_for_who_will_not_stop(product: Callable[..., Product]) -> None:
     one = product(**GIVEN, **{"with": "stubborn"})
     one.wait_up()
-    eventually(lambda: "stubborn runs" in (one.data_dir / "logs" / "stubborn.log").read_text())
+    log = one.data_dir / "logs" / "stubborn.log"
+    eventually(lambda: log.exists() and "stubborn runs" in log.read_text())
     one.process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         one.end(1)
