@@ -18,25 +18,12 @@ from backend.demo.errors import DemoFailed
 from backend.demo.flow import STEPS, Flow, Outcome
 from backend.demo.results import json_line, show_results
 from backend.demo.screen import Screen
-from backend.embedded.child import ChildFailed
-from backend.embedded.data_folder import DataFolderUnusable, StackAlreadyRunning, read_state
-from backend.embedded.place import PlaceUnusable
-from backend.embedded.postgres import PostgresError
-from backend.embedded.stack import AddressUnusable, StackOptions, running
-from backend.embedded.valkey import ValkeyUnusable
+from backend.embedded.data_folder import read_state
+from backend.embedded.foreground import NOT_STARTED
+from backend.embedded.stack import StackOptions, running
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "quillon-40.pdf"
 STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
-_EXPLAINED = (
-    DemoFailed,
-    StackAlreadyRunning,
-    DataFolderUnusable,
-    PlaceUnusable,
-    AddressUnusable,
-    ChildFailed,
-    PostgresError,
-    ValkeyUnusable,
-)
 
 
 def run_demo(file: Path | None, options: StackOptions, budget: Budget | None = None) -> int:
@@ -54,7 +41,7 @@ def run_demo(file: Path | None, options: StackOptions, budget: Budget | None = N
     except KeyboardInterrupt:
         console.print("[dim]stopped[/dim]")
         return STOPPED
-    except _EXPLAINED as error:
+    except (DemoFailed, *NOT_STARTED) as error:
         sentence = str(error).rstrip()
         console.print(f"[bold red]The demo ended:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
         return 1

@@ -21,7 +21,7 @@ from backend.embedded.valkey import ValkeyUnusable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What a user can act on: told in a sentence, without a traceback.
-_EXPLAINED = (
+NOT_STARTED = (
     StackAlreadyRunning,
     DataFolderUnusable,
     PlaceUnusable,
@@ -48,7 +48,7 @@ def run_up(options: StackOptions, console: Console | None = None) -> int:
             stack.start()
         except StackStopped:
             return 0
-        except _EXPLAINED as error:
+        except NOT_STARTED as error:
             console.print(
                 f"[bold red]FineTuneFlow did not start:[/] {escape(str(error))}", highlight=False, soft_wrap=True
             )
