@@ -2,12 +2,12 @@
 
 from backend.billing.models import LedgerEntry
 from backend.contents.models import Chunk, Content
-from backend.datasets.models import ChunkMark, Dataset, Example
+from backend.datasets.models import ChunkMark, Dataset, DatasetVersion, Example, RetiredExample
 from backend.jobs.models import Job, Tick
 from backend.kit.models import Base
 from backend.projects.models import Project
 from backend.training.models import Artifact, FineTuning, HardwareReport
-from backend.users.models import User, UserSession
+from backend.users.models import IdempotencyKey, User, UserSession
 
 __all__ = [
     "Artifact",
@@ -16,12 +16,15 @@ __all__ = [
     "ChunkMark",
     "Content",
     "Dataset",
+    "DatasetVersion",
     "Example",
     "FineTuning",
     "HardwareReport",
+    "IdempotencyKey",
     "Job",
     "LedgerEntry",
     "Project",
+    "RetiredExample",
     "Tick",
     "User",
     "UserSession",

@@ -25,7 +25,13 @@ class Content(Record):
     # What extraction found: the text lives in storage beside the file.
     page_count: Mapped[int | None] = mapped_column(Integer)
     character_count: Mapped[int] = mapped_column(BigInteger, default=0)
+    language: Mapped[str | None] = mapped_column(String(8))  # ISO 639-1, detected
+    # What the rows of a dataset_upload are for: examples, or reference (an evaluation set to stay clear of).
+    purpose: Mapped[str] = mapped_column(String(12), default="examples", server_default="examples")
+    # Of a dataset_upload: its shape, how many rows are good, and the first bad ones with line and reason.
+    import_report: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     file_key: Mapped[str] = mapped_column(String(500))
+    # The extracted text of a document, or the normalised rows of a dataset_upload (JSON lines).
     text_key: Mapped[str | None] = mapped_column(String(500))
 
 

@@ -160,6 +160,7 @@ async def _store(
     session.add(
         ChunkMark(
             job_id=run.claim.id,
+            dataset_id=dataset.id,
             chunk_id=chunk.id,
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=outcome.completion_tokens,
