@@ -7,7 +7,15 @@ from backend.jobs.models import Job, Tick
 from backend.kit.models import Base
 from backend.projects.models import Project
 from backend.training.models import Artifact, FineTuning, HardwareReport
-from backend.users.models import IdempotencyKey, User, UserSession
+from backend.users.models import (
+    IdempotencyKey,
+    OneUseToken,
+    PersonalAccessToken,
+    ProviderKey,
+    Subscription,
+    User,
+    UserSession,
+)
 
 __all__ = [
     "Artifact",
@@ -23,8 +31,12 @@ __all__ = [
     "IdempotencyKey",
     "Job",
     "LedgerEntry",
+    "OneUseToken",
+    "PersonalAccessToken",
     "Project",
+    "ProviderKey",
     "RetiredExample",
+    "Subscription",
     "Tick",
     "User",
     "UserSession",

@@ -15,13 +15,20 @@ class Content(Record):
 
     project_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("projects.id", ondelete="CASCADE"))
     kind: Mapped[str] = mapped_column(String(20))  # raw_doc or dataset_upload
-    type: Mapped[str] = mapped_column(String(20))  # pdf, docx, markdown, text, json, jsonl, csv
+    type: Mapped[str] = mapped_column(String(20))  # pdf, docx, markdown, text, website, youtube, audio, json, jsonl, csv
     name: Mapped[str] = mapped_column(String(255))
     description: Mapped[str | None] = mapped_column(Text)
     mime_type: Mapped[str] = mapped_column(String(120))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    status: Mapped[str] = mapped_column(String(20), default="ready")
+    url: Mapped[str | None] = mapped_column(Text)  # of a website or video
+    status: Mapped[str] = mapped_column(String(20), default="ready")  # pending, processing, ready, error
+    error_code: Mapped[str | None] = mapped_column(String(60))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    # The job that fetches or transcribes it.
+    job_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("jobs.id", ondelete="SET NULL"))
+    # Of a page: its title. Of speech: duration_seconds, and where the text came from.
+    meta: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default="{}")
     # What extraction found: the text lives in storage beside the file.
     page_count: Mapped[int | None] = mapped_column(Integer)
     character_count: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, DateTime, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -12,7 +12,10 @@ from backend.kit.models import Base, Record
 
 class FineTuning(Record):
     __tablename__ = "fine_tunings"
-    __table_args__ = (Index("ix_fine_tunings_project_id_id", "project_id", "id"),)
+    __table_args__ = (
+        Index("ix_fine_tunings_project_id_id", "project_id", "id"),
+        Index("ix_fine_tunings_next_poll_at", "next_poll_at", postgresql_where=text("next_poll_at IS NOT NULL")),
+    )
 
     project_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("projects.id", ondelete="CASCADE"))
     dataset_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("datasets.id", ondelete="CASCADE"), index=True)
@@ -22,15 +25,24 @@ class FineTuning(Record):
     name: Mapped[str] = mapped_column(String(200))
     description: Mapped[str | None] = mapped_column(Text)
     provider: Mapped[str] = mapped_column(String(30), default="local")
-    method: Mapped[str] = mapped_column(String(10))  # lora, qlora
+    method: Mapped[str] = mapped_column(String(20))  # lora, qlora; supervised at a provider
     model: Mapped[str] = mapped_column(String(300))
     # queued, preparing, training, completed, cancelled, error
     status: Mapped[str] = mapped_column(String(20), default="queued")
     progress: Mapped[float] = mapped_column(Float, default=0.0)
     hyperparameters: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
-    external_id: Mapped[str | None] = mapped_column(String(200))
+    external_id: Mapped[str | None] = mapped_column(String(300))
     error_message: Mapped[str | None] = mapped_column(Text)
+    # Of a provider's job: what it last said of itself, when to ask again, and how often asking failed in a row.
+    provider_state: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default="{}")
+    submitted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    next_poll_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    poll_failures: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    cancel_requested_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    retrained_from_id: Mapped[int | None] = mapped_column(
+        BigInteger, ForeignKey("fine_tunings.id", ondelete="SET NULL")
+    )
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     completed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
