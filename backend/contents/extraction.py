@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from backend.contents.blocks import Block, DocumentSummary, ExtractedDocument, read_blocks
+from backend.contents import languages
+from backend.contents.blocks import HEADER_BYTES, Block, DocumentSummary, ExtractedDocument, read_blocks
 from backend.contents.parsers.failures import (
     FAILURES,
     DocumentBroken,
@@ -36,7 +39,9 @@ __all__ = [
     "ExtractionLimits",
     "extract",
     "extract_to_file",
+    "find_language",
     "read_blocks",
+    "run_confined",
 ]
 
 DEFAULT_LIMITS = ExtractionLimits()
@@ -44,6 +49,9 @@ DEFAULT_LIMITS = ExtractionLimits()
 _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 _MAX_REPORT_BYTES = 65_536
 _TELLING_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGBUS})
+_SAMPLE_PLACES = 12
+_SAMPLE_CHARACTERS = 500
+_SAMPLE_BLOCKS = 20
 
 
 async def extract(path: Path, mime_type: str, limits: ExtractionLimits = DEFAULT_LIMITS) -> ExtractedDocument:
@@ -65,8 +73,7 @@ async def extract_to_file(
     destination.touch(mode=0o600)
     done = False
     try:
-        report, returncode = await _run_child(path, mime_type, destination, limits)
-        _raise_for(report, returncode)
+        await run_confined("backend.contents.parsers", path, destination, mime_type, limits)
         with destination.open("rb") as file:
             summary = DocumentSummary.from_line(file.readline())
         done = True
@@ -78,6 +85,37 @@ async def extract_to_file(
             destination.unlink(missing_ok=True)
 
 
+async def find_language(stored: Path) -> str | None:
+    """The language (ISO 639-1) of a document in its stored form, by its prose at a dozen places; None if unclear."""
+    return await asyncio.to_thread(_find_language, stored)
+
+
+def _find_language(stored: Path) -> str | None:
+    with stored.open("rb") as file:
+        step = max(1, (stored.stat().st_size - HEADER_BYTES) // _SAMPLE_PLACES)
+        sample = []
+        read_until = 0
+        for place in range(_SAMPLE_PLACES):
+            # The line that this place is in the middle of belongs to the place before.
+            file.seek(max(read_until, HEADER_BYTES - 1 + place * step))
+            file.readline()
+            sample.append(_prose(file))
+            read_until = file.tell() - 1
+    return languages.detect("\n".join(sample))
+
+
+def _prose(file: BinaryIO) -> str:
+    """A few hundred characters of the next blocks; code and tables are in no language."""
+    found = ""
+    for line in islice(file, _SAMPLE_BLOCKS):
+        block = Block.from_line(line)
+        if block.kind not in {"code", "table"}:
+            found += block.text[:_SAMPLE_CHARACTERS] + "\n"
+        if len(found) >= _SAMPLE_CHARACTERS:
+            break
+    return found
+
+
 def _load(stored: Path) -> ExtractedDocument:
     try:
         with stored.open("rb") as file:
@@ -86,14 +124,27 @@ def _load(stored: Path) -> ExtractedDocument:
         raise DocumentBroken from error
 
 
-async def _run_child(source: Path, mime_type: str, destination: Path, limits: ExtractionLimits) -> tuple[bytes, int]:
+async def run_confined(
+    module: str, source: Path, destination: Path, mime_type: str, limits: ExtractionLimits
+) -> dict[str, Any]:
+    """Runs `module` in a limited child on a stranger's file; returns what it reported.
+
+    Raises the `ExtractionError` that the child told of, or the one that its end means. On cancellation the child is
+    killed before the cancellation goes on.
+    """
+    return _report_of(*await _run_child(module, source, mime_type, destination, limits))
+
+
+async def _run_child(
+    module: str, source: Path, mime_type: str, destination: Path, limits: ExtractionLimits
+) -> tuple[bytes, int]:
     """What the child printed, and how it ended; past the wall-clock limit `DocumentTooComplex`."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         # -P: the working directory is no place to import from. -B: it may write nothing but the destination.
         "-PB",
         "-m",
-        "backend.contents.parsers",
+        module,
         str(source.resolve()),
         str(destination.resolve()),
         mime_type,
@@ -110,8 +161,11 @@ async def _run_child(source: Path, mime_type: str, destination: Path, limits: Ex
     assert process.stdout is not None
     try:
         async with asyncio.timeout(limits.timeout_seconds):
-            report = await process.stdout.read(_MAX_REPORT_BYTES)
-            return report, await process.wait()
+            report = bytearray()
+            # A pipe gives what is in it, which may be less than the whole.
+            while len(report) < _MAX_REPORT_BYTES and (part := await process.stdout.read(_MAX_REPORT_BYTES)):
+                report += part
+            return bytes(report), await process.wait()
     except TimeoutError as error:
         raise DocumentTooComplex from error
     finally:
@@ -122,7 +176,7 @@ async def _run_child(source: Path, mime_type: str, destination: Path, limits: Ex
             await asyncio.shield(process.wait())
 
 
-def _raise_for(report: bytes, returncode: int) -> None:
+def _report_of(report: bytes, returncode: int) -> dict[str, Any]:
     if returncode < 0:
         # CPU and memory limits end the child by SIGXCPU, SIGPROF, SIGKILL or an abort in native code.
         raise DocumentBroken if -returncode in _TELLING_SIGNALS else DocumentTooComplex
@@ -133,8 +187,8 @@ def _raise_for(report: bytes, returncode: int) -> None:
     if not isinstance(fields, dict):
         # Too little memory even to start or to report: exit code 1 and nothing said.
         raise DocumentTooComplex
-    if fields.get("summary") is True:
-        return
+    if "code" not in fields:
+        return fields
     failure = FAILURES.get(str(fields.get("code")), DocumentBroken)
     sentence = fields.get("sentence")
     raise failure(sentence if isinstance(sentence, str) else "")

@@ -9,6 +9,8 @@ from typing import BinaryIO, Final
 
 import puremagic
 
+from backend.contents.encodings import shown_encoding
+from backend.contents.media import media_type
 from backend.contents.types import ACCEPTED, CSV, DOCX, JSON, JSON_LINES, MARKDOWN, PDF, TEXT
 
 EMPTY: Final = "application/x-empty"
@@ -42,14 +44,6 @@ _TYPE_OF_EMPTY = {
     "csv": CSV,
     **dict.fromkeys(_MARKDOWN_EXTENSIONS, MARKDOWN),
 }
-_BOMS: tuple[tuple[bytes, str], ...] = (
-    # UTF-32 first: its little-endian mark begins with that of UTF-16.
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _PROLOG = r"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?"
 # Text that is a program or a page layout rather than prose, by how it begins.
 _MARKUP: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -84,6 +78,8 @@ def sniff(path: Path, filename: str) -> str:
             return _sniff_zip(file)
         if head.startswith(_OLE_MAGIC):
             return _sniff_ole(file, head)
+        if (media := media_type(head)) is not None:
+            return media
         text = _head_of_text(file, head)
     if text is None:
         return _sniff_binary(head)
@@ -138,9 +134,9 @@ def _sniff_ole(file: BinaryIO, head: bytes) -> str:
 
 def _head_of_text(file: BinaryIO, head: bytes) -> str | None:
     """The first characters if the file is text, else None: a NUL outside UTF-16 and UTF-32 is never text."""
-    for bom, encoding in _BOMS:
-        if head.startswith(bom):
-            return _decoded(head, encoding)
+    encoding = shown_encoding(head)
+    if encoding is not None:
+        return _decoded(head, encoding)
     if len(_CONTROL.findall(head)) > _MAX_CONTROL_SHARE * len(head) or b"\0" in head:
         return None
     while block := file.read(1024 * 1024):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and process lists of Linux")
 
 
-def confined(code: str) -> "subprocess.CompletedProcess[str]":
+def confined(code: str, before: str = "") -> "subprocess.CompletedProcess[str]":
     """Run code in a process that has put the limits of a parser on itself."""
     prelude = (
         "import os, sys, subprocess, socket, ctypes, pathlib\n"
@@ -35,7 +36,12 @@ def confined(code: str) -> "subprocess.CompletedProcess[str]":
         "limit_resources(limits)\nrefuse_network_and_processes()\nstart_step(limits)\n"
     )
     return subprocess.run(
-        [sys.executable, "-c", prelude + code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+        [sys.executable, "-c", before + prelude + code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
     )
 
 
@@ -61,6 +67,47 @@ def confined(code: str) -> "subprocess.CompletedProcess[str]":
 def test_what_a_parser_may_not_do(code: str) -> None:
     done = confined(f"try:\n    {code}\nexcept PermissionError as error:\n    print('refused', error)\n")
     assert done.stdout.startswith("refused A document parser may not"), done
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in {"x86_64", "aarch64"}, reason="the kernel's filter"
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        "socket(2, 1, 0)",
+        "socket(10, 2, 0)",
+        "socket(1, 1, 0)",
+        "fork()",
+        "vfork()",
+        "execv(b'/bin/true', None)",
+        "open(b'/tmp/written-by-a-parser', os.O_WRONLY | os.O_CREAT, 0o600)",
+        "open(b'/tmp', os.O_TMPFILE | os.O_RDWR, 0o600)",
+        "creat(b'/tmp/written-by-a-parser', 0o600)",
+        "rename(b'/tmp/a', b'/tmp/b')",
+        "unlink(b'/tmp/written-by-a-parser')",
+        "symlink(b'/etc/passwd', b'/tmp/written-by-a-parser')",
+        "mkdir(b'/tmp/written-by-a-parser', 0o700)",
+        "chmod(b'/tmp', 0o777)",
+        "kill(os.getppid(), 0)",
+        "ptrace(16, os.getppid(), 0, 0)",
+        "setrlimit(0, (ctypes.c_long * 2)(-1, -1))",
+        "prlimit(0, 0, (ctypes.c_long * 2)(-1, -1), None)",
+        "syscall(435, 0, 0)",  # clone3
+    ],
+)
+def test_what_native_code_may_not_do(call: str) -> None:
+    """An exploited parser does not ask Python: the kernel answers it."""
+    done = confined(
+        f"ctypes.set_errno(0)\nprint(libc.{call}, ctypes.get_errno())",
+        before="import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n",
+    )
+    assert done.stdout.split() == ["-1", "1"], done
+
+
+def test_reading_still_works_under_the_filter() -> None:
+    done = confined("print(len(open('/etc/passwd').read()) > 0, __import__('resource').getrlimit(0)[0] > 0)")
+    assert done.stdout.split() == ["True", "True"], done
 
 
 @linux

@@ -22,8 +22,13 @@ FRENCH = "Le café crème coûte 3 €.\n\nL'été, la forêt brûle à l'œil n
         FRENCH.replace("\n", "\r\n").encode(),
         FRENCH.replace("\n", "\r").encode(),
         FRENCH.replace("\n", "\r\n").encode("utf-16"),
+        FRENCH.encode("utf-16-le"),
+        FRENCH.encode("utf-16-be"),
+        FRENCH.encode("utf-32-le"),
+        FRENCH.encode("utf-32-be"),
+        FRENCH.encode("cp1252").replace(b"\n", b"\r\n"),
     ],
-    ids=["utf-8", "bom", "utf-16", "utf-16-be", "utf-32", "cp1252", "crlf", "cr", "utf-16-crlf"],
+    ids="utf-8 bom utf-16 be utf-32 cp1252 crlf cr utf-16-crlf 16-le 16-be 32-le 32-be cp1252-crlf".split(),
 )
 async def test_encodings_and_line_ends(extract_bytes: Extract, data: bytes) -> None:
     document = await extract_bytes(data, corpus.TEXT)
@@ -31,6 +36,34 @@ async def test_encodings_and_line_ends(extract_bytes: Extract, data: bytes) -> N
         "Le café crème coûte 3 €.",
         "L'été, la forêt brûle à l'œil nu.",
     ]
+
+
+@pytest.mark.parametrize("text", ["Déjà vu.", "Il a été créé ici.", "Où est la clé ?", "Un œuf coûte 3 €.", "Ça va."])
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16", "utf-16-le"])
+async def test_short_french(extract_bytes: Extract, text: str, encoding: str) -> None:
+    document = await extract_bytes(text.encode(encoding), corpus.TEXT)
+    assert document.blocks[0].text == text
+
+
+async def test_latin_1(extract_bytes: Extract) -> None:
+    document = await extract_bytes("La forêt brûle près du château.".encode("latin-1"), corpus.TEXT)
+    assert document.blocks[0].text == "La forêt brûle près du château."
+
+
+async def test_form_feeds_divide_pages(extract_bytes: Extract) -> None:
+    text = "The first page ends inside a\n\fsentence.\n\nIts second paragraph.\n\f\fA line on page four.\n\f"
+    document = await extract_bytes(text.encode(), corpus.TEXT)
+    assert document.pages == 4
+    assert [(block.page, block.text) for block in document.blocks] == [
+        (1, "The first page ends inside a sentence."),
+        (2, "Its second paragraph."),
+        (4, "A line on page four."),
+    ]
+
+
+async def test_control_characters_and_zeros_are_dropped(extract_bytes: Extract) -> None:
+    document = await extract_bytes(b"The \x00pump\x07 has\x1b\x08 two valves.\x00\n", corpus.TEXT)
+    assert document.blocks[0].text == "The pump has two valves."
 
 
 async def test_a_pasted_piece_of_another_encoding(extract_bytes: Extract) -> None:

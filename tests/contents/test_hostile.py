@@ -1,6 +1,7 @@
 """Files that try to break a parser: each ends within limits, with text or a typed error, and harms nobody."""
 
 import asyncio
+import itertools
 import os
 import resource
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from backend.contents.extraction import ExtractionError, extract
 from backend.contents.parsers.failures import FAILURES
-from tests.contents import children, corpus
+from tests.contents import children, corpus, crafted
 
 MAX_CPU_SECONDS = 10.0
 MAX_CHILD_BYTES = 512 * 1024 * 1024
@@ -32,7 +33,8 @@ async def test_hostile_files(tmp_path: Path) -> None:
     peaks: list[int] = []
     watch = asyncio.create_task(watch_memory(peaks))
     path = tmp_path / "document"
-    for name, mime_type, data in corpus.hostile():
+    for name, mime_type, data in itertools.chain(corpus.hostile(), crafted.crafted()):
+        assert name not in ends, name
         path.write_bytes(data)
         # CPU time, not wall-clock time: other tests may run beside this one.
         before = children_cpu_seconds()

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from backend.contents.parsers.limits import ExtractionLimits
+from backend.contents.parsers.system_calls import refuse_system_calls
 
 _PR_SET_PDEATHSIG = 1
 _OPEN_FILES = 32
@@ -68,8 +69,9 @@ def limit_resources(limits: ExtractionLimits) -> None:
 def refuse_network_and_processes() -> None:
     """From now on Python code here opens no socket, starts no process and writes no file; it cannot be undone.
 
-    It does not bind native code: that is what the limits of the kernel and the separate process are for.
+    Native code is bound by the kernel's filter, on the systems that have it; the hook says in Python what was refused.
     """
+    refuse_system_calls()
     sys.addaudithook(_audit)
 
 

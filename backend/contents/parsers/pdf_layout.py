@@ -3,21 +3,26 @@
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 from backend.contents.blocks import Block
+from backend.contents.parsers.pdf_text import Line
 from backend.contents.parsers.plain import BULLET, ENDS_SENTENCE
 
 # A line is a running header or footer if its like stands at the same height on this many of the pages around.
 _WINDOW_PAGES = 4
 _EDGE_SHARE = 0.12
 _HEIGHT_TOLERANCE = 3.0
+_FEWEST_LINES = 5
+_SHORTEST_HALF = 6
+_APART = 1.8
 _PAGE_NUMBER = re.compile(
     r"(?:page|p\.|seite|-|\u2013|\u2014|\|)?\s*(?:\d{1,5}|[ivxlc]{1,7})\s*(?:(?:/|of|sur|de|von)\s*\d{1,5}|-|\u2013|\u2014|\|)?",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d+")
+_MAY_LEAD = re.compile(r"([.\u2026\u00b7_])\s?\1")
 _LEADER = re.compile(r"(?:\s?[.\u2026\u00b7_]){4,}\s*")
 _NUMBERED_ITEM = re.compile(r"\A(\d{1,2})\t([^\t]+)\Z")
 _LONGEST_BULLET = 5
@@ -31,61 +36,56 @@ _BUCKET_POINTS = 24.0
 
 
 @dataclass(slots=True)
-class Line:
-    """One line of a page, in points from its lower left corner; tabs in `text` separate cells."""
-
-    text: str
-    x0: float
-    x1: float
-    y: float
-    size: float
-    bold: bool
-    mono: bool
-    hyphenated: bool
-
-
-@dataclass(slots=True)
 class Page:
+    """Lines in reading order; `letters` are counted only as far as it takes to know that they are many."""
+
     number: int
     height: float
     lines: list[Line]
     has_objects: bool
-    has_images: bool
+    has_images: bool = False
+    is_damaged: bool = False
+    letters: int = 0
 
 
-@dataclass(slots=True)
 class Typography:
     """The body size, line pitch (in units of the size) and heading sizes, largest first, of a document."""
 
-    body_size: float = 10.0
-    pitch: float = _USUAL_PITCH
-    heading_sizes: list[float] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.body_size = 10.0
+        self.pitch = _USUAL_PITCH
+        self.heading_sizes: list[float] = []
+        self._sizes: Counter[float] = Counter()
+        self._pitches: Counter[float] = Counter()
+        self._levels: dict[float, int] = {}
 
-    @classmethod
-    def of(cls, sample: Iterable[Page]) -> "Typography":
-        """Learn from some pages: most characters are body text."""
-        sizes: Counter[float] = Counter()
-        pitches: Counter[float] = Counter()
-        for page in sample:
-            previous: Line | None = None
-            for line in page.lines:
-                sizes[line.size] += len(line.text)
-                if previous is not None and previous.size == line.size and line.size > 0:
-                    pitch = round((previous.y - line.y) / line.size, 2)
-                    if 0.9 <= pitch <= 2.6:
-                        pitches[pitch] += 1
-                previous = line
-        if not sizes:
-            return cls()
-        body = sizes.most_common(1)[0][0]
-        larger = sorted((size for size in sizes if size > body * _LARGER), reverse=True)
-        return cls(body, pitches.most_common(1)[0][0] if pitches else _USUAL_PITCH, larger)
+    def learn(self, page: Page) -> None:
+        """Learn from one more page: most characters are body text."""
+        previous: Line | None = None
+        for line in page.lines:
+            self._sizes[line.size] += len(line.text)
+            if previous is not None and previous.size == line.size and line.size > 0:
+                pitch = round((previous.y - line.y) / line.size, 2)
+                if 0.9 <= pitch <= 2.6:
+                    self._pitches[pitch] += 1
+            previous = line
+        if not self._sizes:
+            return
+        self.body_size = self._sizes.most_common(1)[0][0]
+        self.heading_sizes = sorted((size for size in self._sizes if size > self.body_size * _LARGER), reverse=True)
+        if self._pitches:
+            self.pitch = self._pitches.most_common(1)[0][0]
+        self._levels.clear()
 
     def heading_level(self, size: float) -> int:
         """1 to 5 for a size above the body's, else 0."""
         if size <= self.body_size * _LARGER:
             return 0
-        return min(5, 1 + sum(larger > size for larger in self.heading_sizes))
+        level = self._levels.get(size)
+        if level is None:
+            level = min(5, 1 + sum(larger > size for larger in self.heading_sizes))
+            self._levels[size] = level
+        return level
 
 
 def lay_out(pages: Iterable[Page], typography: Typography) -> Iterator[Block]:
@@ -126,14 +126,27 @@ def _edge_lines(page: Page) -> list[tuple[Line, frozenset[tuple[str, int]], floa
     """Lines near the top and bottom edge with what identifies them, and their height from that edge."""
     found = []
     edge = page.height * _EDGE_SHARE
+    apart = _outermost_apart(page)
     for line in page.lines:
-        if line.y < edge:
-            found.append((line, _keys(line.text, page.number), line.y))
-        elif page.height - line.y < edge:
-            found.append((line, _keys(line.text, page.number), line.y - page.height))
+        if edge <= line.y <= page.height - edge:
+            continue
+        keys = _keys(line.text, page.number)
+        if any(line is other for other in apart):
+            # Of "Chapter 3 | Pumps", only one half may stand on the next page.
+            keys |= {(cell.strip(), -1) for cell in line.text.split("\t") if len(cell) >= _SHORTEST_HALF}
+        found.append((line, keys, line.y if line.y < edge else line.y - page.height))
         if len(found) >= 40:
             break
     return found
+
+
+def _outermost_apart(page: Page) -> list[Line]:
+    """The first and the last line of cells on a page, if a gap divides it from the rest."""
+    if len(page.lines) < _FEWEST_LINES:
+        return []
+    top, second, *_, last_but_one, bottom = sorted(page.lines, key=lambda line: -line.y)
+    pairs = ((top, second), (bottom, last_but_one))
+    return [line for line, near in pairs if line.gaps and abs(line.y - near.y) > _APART * line.size]
 
 
 def _keys(text: str, page_number: int) -> frozenset[tuple[str, int]]:
@@ -177,7 +190,10 @@ class _Assembler:
         self._right_edges = edges
 
     def add(self, line: Line) -> Iterator[Block]:
-        line.text = _without_item_gap(_LEADER.sub("\t", line.text))
+        if _MAY_LEAD.search(line.text):
+            line.text = _LEADER.sub("\t", line.text)
+        if "\t" in line.text:
+            line.text = _without_item_gap(line.text)
         if self._lines and self._separates(self._lines[-1], line):
             yield from self._flush()
         if not self._lines:
@@ -194,7 +210,7 @@ class _Assembler:
         """Whether a new block begins at `line`."""
         if _is_row(previous) or _is_row(line):
             # Rows of one table stay together; a bullet whose text stands far from it is no row.
-            together = _is_row(previous) and _is_row(line) and 0 < previous.y - line.y < 4 * line.size
+            together = _is_row(previous) and _is_row(line) and 0 < previous.bottom - line.y < 4 * line.size
             return self._turned or not together
         if previous.mono and line.mono:
             return self._turned or not 0 < previous.y - line.y < 3 * line.size

@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from backend.contents.blocks import Block
@@ -12,6 +15,8 @@ from backend.contents.parsers.limits import ExtractionLimits
 _GROUP_LINES = 400
 _GROUP_CHARACTERS = 65_536
 _USUAL_WIDTH = 100
+_FORM_FEED = "\f"
+_READ_BYTES = 1024 * 1024
 BULLET = re.compile(
     r"\s*(?:[\u2022\u2023\u25e6\u2043\u2219\u25aa\u25ab\u25cf\u25cb\u25a0\u25a1\uf0b7*+\u2013\u2014-]|\(?(?:\d{1,3}|[A-Za-z])[.)])\s+(?=\S)"
 )
@@ -25,8 +30,11 @@ _LONGEST_HEADING = 90
 
 
 def parse_plain(source: Path, limits: ExtractionLimits) -> tuple[int | None, Iterable[Block]]:
-    """Blocks of a text file; it has no pages."""
-    return None, _blocks(source, limits)
+    """Blocks of a text file; it has pages only if form feeds divide it."""
+    pages = _count_pages(source)
+    if pages is None or pages > limits.pages:
+        return None, _blocks(read_lines(source), limits)
+    return pages, _blocks_of_pages(source, limits)
 
 
 def heading_level(text: str) -> int:
@@ -43,11 +51,56 @@ def heading_level(text: str) -> int:
     return 1 if text.isupper() and sum(c.isalpha() for c in text) > 3 else 0
 
 
-def _blocks(source: Path, limits: ExtractionLimits) -> Iterator[Block]:
+def _count_pages(source: Path) -> int | None:
+    with source.open("rb") as file:
+        if not any(_FORM_FEED.encode() in block for block in iter(lambda: file.read(_READ_BYTES), b"")):
+            return None
+    page = last = 0
+    for page, piece in _by_page(read_lines(source)):
+        if not piece.isspace():
+            # What only ends the file is no new page.
+            last = page
+    return last if page > 1 else None
+
+
+def _by_page(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Each line, or piece of one, with the number of its page."""
+    page = 1
+    for line in lines:
+        *before, rest = line.split(_FORM_FEED)
+        for part in before:
+            yield page, f"{part}\n"
+            page += 1
+        if rest:
+            yield page, rest
+
+
+def _blocks_of_pages(source: Path, limits: ExtractionLimits) -> Iterator[Block]:
+    held: Block | None = None
+    for page, lines in groupby(_by_page(read_lines(source)), key=itemgetter(0)):
+        for found in _blocks((line for _, line in lines), limits):
+            block = replace(found, page=page)
+            if held is not None and held.page != page and _goes_on(held, block):
+                held = replace(held, text=f"{held.text} {block.text}")
+            else:
+                if held is not None:
+                    yield held
+                held = block
+    if held is not None:
+        yield held
+
+
+def _goes_on(block: Block, following: Block) -> bool:
+    """Whether a sentence that the end of a page cuts goes on."""
+    paragraphs = block.kind == following.kind == "paragraph" and len(block.text) < _GROUP_CHARACTERS
+    return paragraphs and not ENDS_SENTENCE.search(block.text) and following.text[:1].islower()
+
+
+def _blocks(lines: Iterable[str], limits: ExtractionLimits) -> Iterator[Block]:
     group: list[str] = []
     characters = 0
     whole = True
-    for piece in read_lines(source):
+    for piece in lines:
         if whole and piece.isspace():
             yield from _paragraphs(group)
             group, characters = [], 0

@@ -52,6 +52,11 @@ def clean(text: str, *, keep_blanks: bool = False) -> str:
 
     Line feeds stay. `keep_blanks` leaves the indentation and alignment of code alone.
     """
+    if text.isascii() and text.isprintable():
+        # Most lines: nothing to compose or to drop.
+        if keep_blanks:
+            return text.rstrip()
+        return _BLANKS.sub(" ", text).strip() if "  " in text else text.strip()
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x0b", "\n").replace("\x0c", "\n")
     text = _DROPPED.sub("", text)
     text = _LIGATURES.sub(lambda ligature: unicodedata.normalize("NFKC", ligature.group()), text)
