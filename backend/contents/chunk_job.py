@@ -1,95 +1,206 @@
-"""The chunking job: stored text to chunk rows, keeping the rows of chunks that did not change."""
+"""The chunking job: stored text to chunk rows in bounded memory, keeping the rows of chunks that did not change."""
 
 import asyncio
-import tempfile
+import json
+import shutil
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.contents import queries
 from backend.contents.blocks import read_blocks
-from backend.contents.chunking import ChunkDraft, TokenCounter, chunk
+from backend.contents.chunking import ChunkDraft, ChunkMetadata, TokenCounter, chunk
 from backend.contents.models import Chunk, Content
 from backend.jobs.running import JobRun
 from backend.kit.db import is_one_of
 from backend.storage import BlobNotFound, Storage
 
+_ROWS_AT_ONCE = 200
+# What a killed process left is removed by the next run of its job, or after this time by any.
+_LEFT_SECONDS = 24 * 3600
 
-async def run(run: JobRun, storage: Storage, counter: TokenCounter) -> dict[str, Any]:
-    """Cuts every document of the project; running it again with the same sizes changes nothing."""
+
+async def run(
+    run: JobRun,
+    storage: Storage,
+    counter: TokenCounter,
+    folder: Path,
+    *,
+    only: Collection[int] | None = None,
+    sizes: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Cuts every document of the project, or the given ones; running it again with the same sizes changes nothing.
+
+    `sizes` are the chunks' and their overlap's in tokens; default: those that the job names. Texts and chunks on their
+    way lie in `folder`. A document's chunks become visible all at once.
+    """
     async with run.reading() as session:
         contents = [
-            item for item in await queries.list_contents(session, run.project_id, kind="raw_doc") if item.text_key
+            item
+            for item in await queries.list_contents(session, run.project_id, kind="raw_doc")
+            if item.text_key and (only is None or item.id in only)
         ]
+    size, overlap = sizes or (int(run.params["chunk_size_tokens"]), int(run.params["chunk_overlap_tokens"]))
     total = 0
-    for number, content in enumerate(contents):
-        await run.progress(100 * number / len(contents), f"Chunking {content.name}", force=True)
-        drafts = await _cut(run, storage, counter, content)
-        if drafts is None:
-            continue
-        async with run.writing() as session:
-            await _store(session, content, drafts)
-        total += len(drafts)
+    with _own_folder(folder, str(run.claim.public_id)) as own:
+        for number, content in enumerate(contents):
+            await run.progress(100 * number / len(contents), f"Chunking {content.name}", force=True)
+            text = own / "text.jsonl"
+            if not await _fetch(run, storage, content, text):
+                continue
+            spool = await _cut(counter, text, own / "chunks.jsonl", size, overlap)
+            async with run.writing() as session:
+                await _store(session, content, spool)
+            total += len(spool.digests)
     return {"files": len(contents), "chunks": total}
 
 
-async def _cut(run: JobRun, storage: Storage, counter: TokenCounter, content: Content) -> list[ChunkDraft] | None:
-    """The chunks of a stored text; None when its file was deleted meanwhile."""
+@dataclass(frozen=True, slots=True)
+class _Spool:
+    """A document's chunks in a file, one a line, and the SHA-256 of each text."""
+
+    path: Path
+    digests: Sequence[bytes]
+
+    def drafts(self) -> Iterator[ChunkDraft]:
+        with self.path.open("rb") as file:
+            for index, line in enumerate(file):
+                content, tokens, metadata = json.loads(line)
+                yield ChunkDraft(index, content, tokens, cast(ChunkMetadata, metadata))
+
+
+async def _fetch(run: JobRun, storage: Storage, content: Content, path: Path) -> bool:
+    """Saves a stored text to `path`; False when its file was deleted meanwhile."""
     assert content.text_key is not None
-    with tempfile.TemporaryDirectory(prefix="finetuneflow-chunk-") as folder:
-        path = Path(folder) / "text.jsonl"
-        try:
-            await storage.save_to(content.text_key, path)
-        except BlobNotFound:
-            async with run.reading() as session:
-                if await session.get(Content, content.id) is not None:
-                    raise
-            return None
+    try:
+        await storage.save_to(content.text_key, path)
+    except BlobNotFound:
+        async with run.reading() as session:
+            if await session.get(Content, content.id) is not None:
+                raise
+        return False
+    return True
 
-        def cut() -> list[ChunkDraft]:
-            with path.open("rb") as file:
-                return list(
-                    chunk(
-                        read_blocks(file),
-                        counter,
-                        chunk_size_tokens=int(run.params["chunk_size_tokens"]),
-                        chunk_overlap_tokens=int(run.params["chunk_overlap_tokens"]),
-                    )
-                )
 
+async def _cut(counter: TokenCounter, text: Path, path: Path, size: int, overlap: int) -> _Spool:
+    """Cuts a text into chunks that wait in a file: the server ends a transaction that would wait for them."""
+    ended = threading.Event()
+
+    def cut() -> _Spool:
+        digests: list[bytes] = []
+        with text.open("rb") as source, path.open("wb") as spool:
+            drafts = chunk(read_blocks(source), counter, chunk_size_tokens=size, chunk_overlap_tokens=overlap)
+            for draft in drafts:
+                if ended.is_set():
+                    break
+                digests.append(sha256(draft.content.encode()).digest())
+                line = [draft.content, draft.token_count, draft.metadata]
+                spool.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        return _Spool(path, digests)
+
+    try:
         # In a thread: counting tokens is pure CPU, and the loop must stay free for a cancel.
         return await asyncio.to_thread(cut)
+    finally:
+        ended.set()
 
 
-async def _store(session: AsyncSession, content: Content, drafts: list[ChunkDraft]) -> None:
-    """Makes the rows equal to the drafts. A chunk whose text is the same keeps its row, and with it its examples."""
+async def _store(session: AsyncSession, content: Content, spool: _Spool) -> None:
+    """Makes the rows equal to the chunks. A chunk whose text is the same keeps its row, and with it its examples.
+
+    So it does when its place in the document is another: an inserted paragraph moves all chunks behind it.
+    """
     alive = select(Content.id).where(Content.id == content.id).with_for_update(read=True, key_share=True)
     if await session.scalar(alive) is None:
         return  # the file was deleted meanwhile, and its chunks with it
-    rows = (await session.scalars(select(Chunk).where(Chunk.content_id == content.id))).all()
-    present = {row.chunk_index: row for row in rows}
-    kept = {
-        draft.index for draft in drafts if (row := present.get(draft.index)) is not None and row.text == draft.content
-    }
-    stale = [row.id for index, row in present.items() if index not in kept]
-    if stale:
-        await session.execute(delete(Chunk).where(is_one_of(Chunk.id, stale)))
-    for draft in drafts:
-        if draft.index in kept:
-            present[draft.index].token_count = draft.token_count
-            present[draft.index].meta = dict(draft.metadata)
-    session.add_all(
-        Chunk(
-            project_id=content.project_id,
-            content_id=content.id,
-            chunk_index=draft.index,
-            text=draft.content,
-            token_count=draft.token_count,
-            meta=dict(draft.metadata),
+    digest = func.sha256(func.convert_to(Chunk.text, "UTF8"))
+    rows = (
+        await session.execute(
+            select(Chunk.id, Chunk.chunk_index, digest)
+            .where(Chunk.content_id == content.id)
+            .order_by(Chunk.chunk_index.desc())
         )
-        for draft in drafts
-        if draft.index not in kept
+    ).all()
+    same: dict[bytes, list[tuple[int, int]]] = {}
+    for row_id, old_index, found in rows:
+        same.setdefault(found, []).append((row_id, old_index))
+    kept: dict[int, int] = {}
+    moved: list[int] = []
+    for index, wanted in enumerate(spool.digests):
+        if alike := same.get(wanted):
+            kept[index], old_index = alike.pop()
+            if old_index != index:
+                moved.append(kept[index])
+    stale = [row_id for left in same.values() for row_id, _ in left]
+    await session.execute(delete(Chunk).where(is_one_of(Chunk.id, stale)))
+    # Out of each other's way first: no two rows may have the same place, not even for a moment.
+    aside = update(Chunk).where(is_one_of(Chunk.id, moved)).values(chunk_index=-1 - Chunk.chunk_index)
+    await session.execute(aside, execution_options={"synchronize_session": False})
+    drafts = spool.drafts()
+    while batch := list(islice(drafts, _ROWS_AT_ONCE)):
+        await _update_rows(session, [(kept[draft.index], draft) for draft in batch if draft.index in kept])
+        await _insert_rows(session, content, [draft for draft in batch if draft.index not in kept])
+
+
+async def _update_rows(session: AsyncSession, kept: Sequence[tuple[int, ChunkDraft]]) -> None:
+    """Writes what may have changed beside the text, to the rows where it did."""
+    if not kept:
+        return
+    columns = (Chunk.chunk_index, Chunk.token_count, Chunk.meta)
+    new = {column.key: bindparam(f"new_{column.key}", type_=column.type) for column in columns}
+    statement = (
+        update(Chunk)
+        .where(Chunk.id == bindparam("row_id"), or_(*(column != new[column.key] for column in columns)))
+        .values(new)
     )
-    await session.flush()
+    await (await session.connection()).execute(
+        statement,
+        [
+            {
+                "row_id": row_id,
+                "new_chunk_index": draft.index,
+                "new_token_count": draft.token_count,
+                "new_meta": draft.metadata,
+            }
+            for row_id, draft in kept
+        ],
+    )
+
+
+async def _insert_rows(session: AsyncSession, content: Content, drafts: Sequence[ChunkDraft]) -> None:
+    if not drafts:
+        return
+    rows = [
+        {
+            "project_id": content.project_id,
+            "content_id": content.id,
+            "chunk_index": draft.index,
+            "text": draft.content,
+            "token_count": draft.token_count,
+            "meta": draft.metadata,
+        }
+        for draft in drafts
+    ]
+    await (await session.connection()).execute(insert(Chunk), rows)
+
+
+@contextmanager
+def _own_folder(folder: Path, job: str) -> Iterator[Path]:
+    """A new folder inside `folder`, removed at the end; what killed runs left goes too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        with suppress(OSError):
+            if left.name.startswith(job) or left.stat().st_mtime < time.time() - _LEFT_SECONDS:
+                shutil.rmtree(left)
+    with TemporaryDirectory(prefix=f"{job}-", dir=folder, ignore_cleanup_errors=True) as own:
+        yield Path(own)

@@ -1,5 +1,6 @@
 """Chunks: sizes, boundaries, overlap, headings and pages."""
 
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,6 +248,102 @@ def divided(draft: ChunkDraft, seen: list[str]) -> tuple[list[str], list[str]]:
     words = draft.content.split()
     first_new = next((index for index, word in enumerate(words) if word not in known), len(words))
     return words[:first_new], words[first_new:]
+
+
+def test_a_chunk_tells_where_its_pages_begin() -> None:
+    blocks = [
+        Block("heading", "Care", 1, 3),
+        paragraph("Page three has this.", "And this.", page=3),
+        paragraph("Page four has that.", page=4),
+        Block("table", "a | b\nc | d", page=5),
+    ]
+    (draft,) = cut(blocks, 100, 0)
+    assert draft.metadata["page_starts"] == [
+        [0, 3],
+        [draft.content.index("Page four"), 4],
+        [draft.content.index("a | b"), 5],
+    ]
+    first, *_, last = cut(blocks, 8, 0)
+    assert "page_starts" not in first.metadata
+    assert last.metadata["page_start"] == last.metadata["page_end"] == 5
+
+
+def test_pages_of_repeated_sentences_are_told() -> None:
+    blocks = [paragraph("One two three. Four five.", page=1), paragraph("Six seven eight.", page=2)]
+    drafts = cut(blocks, 5, 3)
+    assert [draft.content for draft in drafts] == ["One two three. Four five.", "Four five.\n\nSix seven eight."]
+    assert drafts[1].metadata["page_starts"] == [[0, 1], [12, 2]]
+
+
+PROSE = [
+    paragraph(
+        *[f"Sentence {number}-{index} tells of the {number * index % 97} cups." for index in range(number % 5 + 1)]
+    )
+    for number in range(400)
+]
+
+
+@pytest.mark.parametrize("overlap", [0, 20])
+@pytest.mark.parametrize("place", [0, 200])
+def test_an_edit_changes_only_the_chunks_near_it(overlap: int, place: int) -> None:
+    before = [draft.content for draft in cut(PROSE, 128, overlap)]
+    inserted = paragraph("Here is something new.", "It has two sentences.")
+    after = {draft.content for draft in cut([*PROSE[:place], inserted, *PROSE[place:]], 128, overlap)}
+    # Without headings nothing but the text itself brings the two versions together again.
+    assert len(before) > 50
+    assert sum(content not in after for content in before) <= 6
+
+
+def test_a_full_chunk_ends_with_its_paragraph_where_one_ends_near() -> None:
+    long, short = "One two three four five six seven eight.", "Nine ten."
+    drafts = cut([paragraph(long), paragraph(short, short, long)], 10, 0)
+    assert [draft.content for draft in drafts] == [long, f"{short} {short}", long]
+
+
+@pytest.mark.parametrize("overlap", [0, 5, 30, 31])
+def test_an_overlap_of_almost_a_chunk_still_goes_on(overlap: int) -> None:
+    drafts = cut(PROSE[:60], 32, overlap)
+    assert max(draft.token_count for draft in drafts) <= 32
+    assert len(drafts) < 300
+    text = " ".join(draft.content for draft in drafts)
+    assert all(f"Sentence {number}-{number % 5} " in text for number in range(60))
+
+
+def test_only_headings() -> None:
+    drafts = cut([Block("heading", f"Heading {number}", 1 + number % 3) for number in range(10)], 8, 2)
+    assert "\n\n".join(draft.content for draft in drafts) == "\n\n".join(f"Heading {number}" for number in range(10))
+    assert cut([Block("heading", " ", 1)], 8, 2) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "这是一个没有空格的句子" * 300,
+        "กำลังทดสอบ" * 300,
+        "e\u0301" * 3_000,
+        "\u0301" * 3_000,
+    ],
+)
+@pytest.mark.parametrize("counter", [ApproximateTokenCounter(), ClumpingCounter()])
+def test_writing_without_spaces_gets_none(text: str, counter: TokenCounter) -> None:
+    drafts = cut([paragraph(text)], 64, 8, counter)
+    assert max(draft.token_count for draft in drafts) <= 64
+    assert "".join(draft.content for draft in drafts) == text
+    if not text.startswith("\u0301"):
+        assert not any(draft.content.startswith("\u0301") for draft in drafts)
+
+
+@pytest.mark.parametrize("unit", ["word ", "x", "这", "a. ", "A b\n", "word\t"])
+def test_megabytes_in_one_block_stay_linear(unit: str, tokenizer_json: Path) -> None:
+    def seconds(length: int) -> float:
+        started = time.process_time()
+        blocks = [paragraph(unit * (length // len(unit.encode())))]
+        total = sum(1 for _ in chunk(blocks, HuggingFaceTokenCounter(tokenizer_json), chunk_overlap_tokens=50))
+        assert total > length / 512 / 16
+        return time.process_time() - started
+
+    small = seconds(150_000)
+    assert seconds(1_500_000) < 25 * max(small, 0.1)
 
 
 def test_chunking_streams() -> None:
