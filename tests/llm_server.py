@@ -55,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         properties = body["response_format"]["json_schema"]["schema"]["properties"]
         if "examples" in properties:
             prompt = body["messages"][-1]["content"]
-            return {"examples": _free(prompt, properties["examples"]["maxItems"], self.llm.mode == "nul")}
+            made = _free(prompt, properties["examples"]["maxItems"], self.llm.mode == "nul")
+            return {"examples": [_classed(example, properties["examples"]["items"]) for example in made]}
         return {"answer": properties["answer"]["enum"][0], "question": _by_pattern(properties["question"]["pattern"])}
 
     def _send(self, status: int, value: dict[str, Any]) -> None:
@@ -76,13 +77,18 @@ def _free(prompt: str, most: int, unstorable: bool) -> list[dict[str, str]]:
     return [
         {
             "quote": sentence,
-            "instruction": f"What does the document state in sentence {number} of its passage about "
-            f"{' '.join(sentence.split()[:4])}?{dirt}",
+            "instruction": f"As fact number {number}, what is known about {' '.join(sentence.split()[:4])}?{dirt}",
             "input": dirt,
             "output": f"{sentence}{dirt}",
         }
         for number, sentence in enumerate(sentences[:most], 1)
     ]
+
+
+def _classed(example: dict[str, str], item: dict[str, Any]) -> dict[str, str]:
+    """The example with the first allowed value for every class that it lacks."""
+    classes = {name: field["enum"][0] for name, field in item["properties"].items() if "enum" in field}
+    return {**classes, **example}
 
 
 def _by_pattern(pattern: str) -> str:

@@ -20,18 +20,23 @@ class TaskType(StrEnum):
 
 
 class InvalidReason(StrEnum):
-    """Why a draft is not fit for training; counted in the dataset's statistics."""
+    """Why a draft is not fit for training; counted in the dataset's statistics. docs/datasets.md explains each."""
 
     JSON_INVALID = "json_invalid"  # the model gave no answer that meets the schema
-    DUPLICATE = "duplicate"  # the same question twice in one chunk
+    DUPLICATE = "duplicate"  # the same question twice in one chunk, or in an earlier round
     OUTPUT_TOO_SHORT = "output_too_short"
+    OUTPUT_TOO_LONG = "output_too_long"
     QUESTION_UNRELATED = "question_unrelated"  # too few of the sentence's own words
     QUESTION_GARBLED = "question_garbled"  # the sentence's words in another order, or twice
     QUESTION_VAGUE = "question_vague"  # cannot be understood without the passage
     ANSWER_IN_QUESTION = "answer_in_question"  # the question gives its own answer away
     QUOTE_NOT_FOUND = "quote_not_found"  # the quoted evidence is not in the chunk
-    NOT_GROUNDED = "not_grounded"  # the answer shares too little with its quote
+    NOT_GROUNDED = "not_grounded"  # the quote does not carry the answer
     LABEL_UNKNOWN = "label_unknown"  # a class that was not asked for
+    WRONG_LANGUAGE = "wrong_language"  # another language than the passage's
+    REFUSAL = "refusal"  # 'I cannot answer that', 'as a language model'
+    LEFTOVER = "leftover"  # placeholders, markup, JSON or role marks instead of text
+    INSTRUCTION_IN_SOURCE = "instruction_in_source"  # rests on a sentence that gives the model orders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +47,18 @@ class ChunkText:
     position: int = 0
     page_start: int | None = None
     page_end: int | None = None
+    # (offset in `text`, page) of each page that begins in the chunk; empty where only the range of pages is known.
+    page_starts: tuple[tuple[int, int], ...] = ()
     headings: tuple[str, ...] = ()
     task_type: TaskType = TaskType.QA
     # The classes of a classification task, from the project's configuration.
     labels: tuple[str, ...] = ()
+    # ISO 639-1 code of the document's language; None has it detected from the text.
+    language: str | None = None
+    # Questions that the chunk already has, from earlier rounds: none may come again.
+    avoid: tuple[str, ...] = ()
+    # How often the chunk has been asked, this time included; 1 the first time.
+    round: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +90,8 @@ class Plan:
 
     ready: tuple[ExampleDraft, ...] = ()
     asks: tuple[Ask, ...] = ()
+    # How many sentences of the chunk were kept from the model because they give it orders.
+    orders_removed: int = 0
 
 
 class GenerationStrategy(Protocol):

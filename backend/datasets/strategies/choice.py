@@ -1,8 +1,9 @@
-"""Which strategy fits a model: grounded for the very small ones, free for all others."""
+"""Which strategy fits a model: grounded for the very small ones, free for all others; and whether it can do a task."""
 
 import re
+from collections.abc import Sequence
 
-from backend.datasets.strategies.base import GenerationStrategy
+from backend.datasets.strategies.base import ChunkText, GenerationStrategy, TaskType
 from backend.datasets.strategies.free import FreeStrategy
 from backend.datasets.strategies.grounded import GroundedStrategy
 
@@ -32,3 +33,8 @@ def is_tiny(model_name: str) -> bool:
     if sizes:
         return max(sizes) < SMALLEST_FREE_MODEL_BILLIONS
     return bool(re.search(r"gpt2$|distilgpt|tiny-?random|pythia-tiny|tinystories", name))
+
+
+def check_task(task_type: TaskType | str, labels: Sequence[str], strategy: GenerationStrategy) -> None:
+    """Raises TaskNotSupportedByModel where the strategy cannot make such examples, before any document is read."""
+    strategy.plan(ChunkText(text="", task_type=TaskType(task_type), labels=tuple(labels)), 1)

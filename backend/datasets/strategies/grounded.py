@@ -16,13 +16,14 @@ from backend.datasets.strategies.base import (
     TaskNotSupportedByModel,
     TaskType,
 )
-from backend.datasets.strategies.language import language_of
+from backend.datasets.strategies.injection import cleaned
 from backend.datasets.strategies.pages import page_of
+from backend.datasets.strategies.passage_language import language_of_passage
 from backend.datasets.strategies.prompt_files import fenced, fill, worked_examples
 from backend.datasets.strategies.quality import question_coverage, question_fault, vague
 from backend.datasets.strategies.question_shapes import QuestionShape, base_form, shapes
 from backend.datasets.strategies.question_shapes_french import shapes_french
-from backend.datasets.strategies.selection import best_first, without_repeats
+from backend.datasets.strategies.selection import asks_again, best_first, without_repeats
 from backend.datasets.strategies.sentences import facts
 from backend.providers.llm.base import ChatCompletion, ChatMessage, ChatRequest
 
@@ -61,43 +62,62 @@ class GroundedStrategy:
                 advice="Choosing classes needs a stronger one: set LLM_BASE_URL and LLM_MODEL, "
                 "or choose the task qa, chat, instruction or summarization.",
             )
-        language = language_of(chunk.text)
-        statements = facts(chunk.text)
+        passage = cleaned(chunk.text)
+        language = language_of_passage(replace(chunk, text=passage.text))
+        statements = facts(passage.text)
         ready = list(_heading_drafts(chunk, statements, language))
         asks: list[Ask] = []
         if chunk.task_type is not TaskType.SUMMARIZATION:
-            for sentence, shape in _spread(statements, chunk.text, language, limit=_candidates(wanted)):
+            for sentence, shape in _spread(statements, passage.text, language, limit=_candidates(wanted)):
                 if shape.fixed:
                     ready.append(_draft(chunk, sentence, shape.kind, shape.fixed, fault=_fixed_fault(shape.fixed)))
                 else:
                     asks.append(_ask(sentence, shape))
-        return Plan(ready=tuple(ready), asks=tuple(asks))
+        return Plan(
+            ready=tuple(_not_again(chunk, draft) for draft in ready),
+            asks=tuple(asks),
+            orders_removed=len(passage.removed),
+        )
 
     def read(self, chunk: ChunkText, ask: Ask, completion: ChatCompletion) -> list[ExampleDraft]:
         """The one question of an answer, judged against its sentence."""
         question = _tidied(str((completion.parsed or {}).get("question", "")))
         shape = next(
-            (shape for shape in shapes(ask.subject, _common_words(chunk.text)) if shape.kind == ask.shape), None
+            (
+                shape
+                for shape in shapes(ask.subject, _common_words(cleaned(chunk.text).text))
+                if shape.kind == ask.shape
+            ),
+            None,
         )
         if shape is None or not question:
             return [_draft(chunk, ask.subject, ask.shape, question, fault=InvalidReason.JSON_INVALID)]
         fault = question_fault(question, sentence=ask.subject, source=shape.source, opening=shape.opening)
         draft = _draft(chunk, ask.subject, ask.shape, question, fault=fault)
         score = round(question_coverage(question, shape.source), 3)
-        return [replace(draft, meta={**draft.meta, "worded_by": completion.model, "score": score})]
+        return [_not_again(chunk, replace(draft, meta={**draft.meta, "worded_by": completion.model, "score": score}))]
 
     def select(self, drafts: Sequence[ExampleDraft], wanted: int) -> list[ExampleDraft]:
         """The `wanted` best, first those about sentences that no other one is about."""
         return best_first(without_repeats(drafts), wanted)
 
 
+def _not_again(chunk: ChunkText, draft: ExampleDraft) -> ExampleDraft:
+    """The draft, refused where an earlier round has asked the same."""
+    if draft.is_valid and asks_again(draft.instruction, chunk.avoid):
+        return replace(draft, is_valid=False, invalid_reason=InvalidReason.DUPLICATE)
+    return draft
+
+
 def _candidates(wanted: int) -> int:
     return int(wanted * CANDIDATES_PER_EXAMPLE) + 1
 
 
-def _spread(statements: Sequence[str], text: str, language: str, limit: int) -> Iterator[tuple[str, QuestionShape]]:
+def _spread(
+    statements: Sequence[str], text: str, language: str | None, limit: int
+) -> Iterator[tuple[str, QuestionShape]]:
     """Up to `limit` questions: the most certain one of each sentence, then the second of each."""
-    if language == "other":
+    if language not in ("en", "fr"):
         return
     common = _common_words(text)
     of_each = [
@@ -169,9 +189,9 @@ def _literal(text: str) -> str:
     return re.sub(r"([\\.^$*+?()\[\]{}|/])", r"\\\1", text)
 
 
-def _heading_drafts(chunk: ChunkText, statements: Sequence[str], language: str) -> Iterator[ExampleDraft]:
+def _heading_drafts(chunk: ChunkText, statements: Sequence[str], language: str | None) -> Iterator[ExampleDraft]:
     """The section under the chunk's heading as an instruction or a summary, in the document's own sentences."""
-    task = _HEADING_TASKS.get(language, {}).get(chunk.task_type)
+    task = _HEADING_TASKS.get(language or "", {}).get(chunk.task_type)
     if task is None or not chunk.headings or len(statements) < FEWEST_FACTS_TO_SUMMARISE:
         return
     heading = re.sub(r"^[\d.]+\s+", "", chunk.headings[-1]).strip()

@@ -1,4 +1,4 @@
-"""Which language a text is in, and the function words that carry no content in it."""
+"""The words of a text, and which of them carry its content."""
 
 import re
 
@@ -25,23 +25,11 @@ STOPWORDS = {
         "toutes y c j m t quel quelle quels quelles combien comment pourquoi après avant pendant".split()
     ),
 }
-_ENGLISH_MARKS = frozenset("the of and is are to with that must can for from be by it this".split())
-_FRENCH_MARKS = frozenset("le la les des du une est sont et dans pour avec que qui au aux par sur être doit".split())
 
 
 def words(text: str) -> list[str]:
     """Lower-case words and numbers, with decimals and hyphenated words whole and French elisions split."""
     return [part for word in WORD.findall(text.lower()) for part in re.split(r"(?<=\b[cdjlmnst])['’]", word) if part]
-
-
-def language_of(text: str) -> str:
-    """'en', 'fr' or 'other', by function words. Short or mixed texts lean to 'en' only when English marks are there."""
-    found = words(text)
-    english = sum(word in _ENGLISH_MARKS for word in found)
-    french = sum(word in _FRENCH_MARKS for word in found)
-    if max(english, french) < max(2, len(found) // 25):
-        return "other"
-    return "en" if english >= french else "fr"
 
 
 def stem(word: str) -> str:

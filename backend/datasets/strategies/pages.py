@@ -1,16 +1,22 @@
 """On which page of the document a sentence of a chunk stands."""
 
+import re
+
 from backend.datasets.strategies.base import ChunkText
-from backend.datasets.strategies.sentences import squeeze
 
 
 def page_of(chunk: ChunkText, quote: str) -> int | None:
-    """Page of the quote. A chunk that spans pages has no marks between them, so the place in it decides."""
+    """Page on which the quote begins, white space aside.
+
+    A chunk without marks between its pages, as older ones are, leaves the place in it to decide. A quote that is not
+    in the chunk has the chunk's first page.
+    """
     first, last = chunk.page_start, chunk.page_end
     if first is None or last is None or last <= first:
         return first
-    text = squeeze(chunk.text)
-    start = text.find(squeeze(quote))
-    if start < 0:
+    found = re.search(r"\s+".join(map(re.escape, quote.split())), chunk.text)
+    if found is None:
         return first
-    return first + min(last - first, int((last - first + 1) * start / max(1, len(text))))
+    if chunk.page_starts:
+        return max((start for start in chunk.page_starts if start[0] <= found.start()), default=(0, first))[1]
+    return first + min(last - first, (last - first + 1) * found.start() // max(1, len(chunk.text)))

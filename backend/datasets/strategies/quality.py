@@ -1,4 +1,4 @@
-"""What makes an example fit for training: questions that fit their sentence, answers that rest on their quote."""
+"""What makes a question that a weak model wrote fit its sentence."""
 
 import re
 from collections.abc import Sequence
@@ -6,13 +6,9 @@ from itertools import pairwise
 
 from backend.datasets.strategies.base import InvalidReason
 from backend.datasets.strategies.language import content_stems, words
-from backend.datasets.strategies.sentences import squeeze
 
-SHORTEST_OUTPUT_WORDS = 3
 # Share of the sentence's own content words, the asked-for part left out, that its question must have.
 LEAST_COVERAGE = 0.5
-# Share of an answer's content words that its quote or the passage must have.
-LEAST_GROUNDING = 0.5
 
 _OPENING = re.compile(
     r"^(?:what|who|when|where|why|how|which|is|are|may|can|do|does|at what|in which|under which|for how|"
@@ -64,34 +60,6 @@ def vague(question: str) -> bool:
     if len(words(question)) < 4 or not _OPENING.match(question):
         return True
     return bool(_POINTER.search(question)) or not content_stems(question)
-
-
-def answer_fault(question: str, answer: str, quote: str, passage: str) -> InvalidReason | None:
-    """Why a freely written pair must not be kept; None when its quote is in the passage and carries the answer."""
-    if not quote_in(quote, passage):
-        return InvalidReason.QUOTE_NOT_FOUND
-    if len(words(answer)) < SHORTEST_OUTPUT_WORDS:
-        return InvalidReason.OUTPUT_TOO_SHORT
-    if squeeze(answer).lower().rstrip(".") in squeeze(question).lower():
-        return InvalidReason.ANSWER_IN_QUESTION
-    found = content_stems(answer)
-    known = set(content_stems(passage)) | set(content_stems(question))
-    quoted = set(content_stems(quote))
-    if not found or not set(found) & quoted or sum(word in known for word in found) / len(found) < LEAST_GROUNDING:
-        return InvalidReason.NOT_GROUNDED
-    # Numbers are what a model gets wrong most visibly: each must stand in the passage.
-    if any(word[0].isdigit() and word not in known for word in found):
-        return InvalidReason.NOT_GROUNDED
-    return None
-
-
-def quote_in(quote: str, passage: str) -> bool:
-    """Whether the quote stands in the passage, white space, case and kinds of quotation marks aside."""
-    return len(words(quote)) >= 3 and _plain(quote) in _plain(passage)
-
-
-def _plain(text: str) -> str:
-    return squeeze(re.sub(r"[\"'“”‘’«»`]", "'", text)).lower().strip(" '.…")
 
 
 def _in_order(asked: Sequence[str], own: Sequence[str]) -> bool:

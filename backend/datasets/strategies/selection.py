@@ -1,8 +1,9 @@
 """Which drafts of a chunk are kept: without repeats, best first, spread over the sentences they rest on."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from backend.datasets.strategies.base import ExampleDraft, InvalidReason
 from backend.datasets.strategies.language import content_stems, words
@@ -13,15 +14,25 @@ def without_repeats(drafts: Sequence[ExampleDraft]) -> list[ExampleDraft]:
     seen: set[tuple[str, ...]] = set()
     result = []
     for draft in drafts:
-        # The question word counts: when and how often ask different things with the same content words.
-        opening = tuple(words(draft.instruction)[:2])
-        key = (*opening, *sorted(content_stems(draft.instruction)), draft.input)
+        key = (*_asked(draft.instruction), draft.input)
         if draft.is_valid and key in seen:
             draft = replace(draft, is_valid=False, invalid_reason=InvalidReason.DUPLICATE)
         elif draft.is_valid:
             seen.add(key)
         result.append(draft)
     return result
+
+
+def asks_again(question: str, earlier: Iterable[str]) -> bool:
+    """Whether one of the earlier questions asks the same with the same words, in whatever order."""
+    asked = _asked(question)
+    return any(_asked(other) == asked for other in earlier)
+
+
+@lru_cache(maxsize=4096)
+def _asked(question: str) -> tuple[str, ...]:
+    # The question word counts: when and how often ask different things with the same content words.
+    return (*words(question)[:2], *sorted(content_stems(question)))
 
 
 def best_first(drafts: Sequence[ExampleDraft], wanted: int) -> list[ExampleDraft]:

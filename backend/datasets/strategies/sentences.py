@@ -1,27 +1,19 @@
-"""Split extracted text into sentences, and tell those that state a fact on their own from headings and tables."""
+"""Tells the sentences of a chunk that state a fact on their own from headings, tables and what needs its neighbours."""
 
 import re
-from collections.abc import Iterator
 
+from backend.contents.sentences import split_sentences
 from backend.datasets.strategies.language import STOPWORDS, words
 
 SHORTEST_WORDS = 4
 LONGEST_WORDS = 45
 LONGEST_CHARACTERS = 320
 
-_BULLET = re.compile(r"^\s*(?:[•◦▪‣·●■–—*+-]|\(?\d{1,2}[.)]|\(?[a-z][.)]|\(?[A-Z]\))\s+")
-_HEADING_MARK = re.compile(r"^\s*#{1,6}\s+")
-_NUMBERED_HEADING = re.compile(r"^\s*\d+(?:\.\d+)*\.?\s+[^\W\d_]")
-_TERMINAL = re.compile(r"[.!?…][\"'”’»)\]]*$")
-_BOUNDARY = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[A-ZÀ-ÖØ-Þ0-9])")
-# Abbreviations that do not end a sentence; the second kind only when a number follows. 'a.m.' and 'etc.' may end one.
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[«\"'“])(?:(?i:e\.g|i\.e|cf|vs|approx|ca|drs?|mrs?|ms|prof|mme|mlle|mm|p\. ?ex|env|tél|resp|"
-    r"incl|excl)"
-    r"|St|M|Me|[A-Z])\.$"
+# What stands before the first word of a list item or a numbered heading.
+_MARK = re.compile(
+    r"\A(?:[\u2022\u25e6\u25aa\u2023\u00b7\u25cf\u25a0\u2013\u2014*+-]|\(?\d{1,2}[.)]|\(?[a-z][.)]|\(?[A-Z]\)|#{1,6})\s+"
 )
-_REFERENCE = re.compile(r"(?:^|[\s(\[])(?i:no|nos|n|nr|art|figs?|eq|sec|ch|vol|pp?|réf|ref)\.$")
-_TABLE = re.compile(r"\S(?: {3,}|\t)\S|\||\.{4,}|_{3,}|…{2,}")
+_TABLE = re.compile(r"\S(?: {3,}|\t)\S|\||\.{4,}|_{3,}|\u2026{2,}")
 _DANGLING = re.compile(
     r"^(?:it|its|they|them|their|this|these|that|those|he|she|his|her|such|here|there|however|also|then|"
     r"therefore|thus|"
@@ -43,15 +35,14 @@ _POINTS_ELSEWHERE = re.compile(
 )
 
 
-def split_sentences(text: str) -> list[str]:
-    """Sentences in reading order, with wrapped lines joined; list items and table rows stay apart. No text is changed
-    but for white space and hyphens at line ends."""
-    return [sentence for block in _blocks(text) for sentence in _split_block(block)]
-
-
 def facts(text: str) -> list[str]:
-    """The sentences that state something and can be understood without their neighbours, each once."""
-    return list(dict.fromkeys(sentence for sentence in split_sentences(text) if stands_alone(sentence)))
+    """The sentences that state something and can be understood without their neighbours, each once.
+
+    Each is in the text as it stands there but for white space; the mark of a list item is left out.
+    """
+    prose = "\n".join("" if _TABLE.search(line) else line for line in text.split("\n"))
+    sentences = (_MARK.sub("", sentence) for sentence in split_sentences(prose))
+    return list(dict.fromkeys(sentence for sentence in sentences if stands_alone(sentence)))
 
 
 def stands_alone(sentence: str) -> bool:
@@ -73,57 +64,3 @@ def stands_alone(sentence: str) -> bool:
 def squeeze(text: str) -> str:
     """White space collapsed, for comparing text across line breaks."""
     return " ".join(text.split())
-
-
-def _blocks(text: str) -> Iterator[str]:
-    """Runs of lines that belong to one paragraph, list item, heading or table row."""
-    lines = [line.rstrip() for line in _without_soft_hyphens(text).split("\n")]
-    width = max((len(line) for line in lines), default=0)
-    block = last = ""
-    for line in lines:
-        bullet = _BULLET.match(line)
-        if block and (not line.strip() or bullet or _starts_block(last, line, width)):
-            yield block
-            block = ""
-        last = line
-        line = _HEADING_MARK.sub("", line)
-        content = line[bullet.end() :] if bullet else line.strip()
-        if re.search(r"[^\W\d_]-$", block) and re.match(r"[a-zà-öø-ÿ]", content):
-            block = block[:-1] + content
-        else:
-            block = f"{block} {content}" if block and content else block or content
-    if block:
-        yield block
-
-
-def _starts_block(last: str, line: str, width: int) -> bool:
-    """Whether the line begins a new block although no blank line stands between it and the last one."""
-    if _TABLE.search(line) or _TABLE.search(last) or _HEADING_MARK.match(line) or _HEADING_MARK.match(last):
-        return True
-    if _TERMINAL.search(last) or re.match(r"\s*[a-zà-öø-ÿ(]", line):
-        return False
-    # A line that stopped well before the margin was not wrapped: it is a heading, a label or a row.
-    return len(last) < 0.6 * min(width, 90) or bool(_NUMBERED_HEADING.match(last) and len(last) < 60)
-
-
-def _without_soft_hyphens(text: str) -> str:
-    """Text whose words are whole again where a PDF marked a break inside them (U+00AD, or U+FFFE from pdfium)."""
-    return re.sub(r"[\u00ad\ufffe]\n?", "", text.replace("\r\n", "\n"))
-
-
-def _split_block(block: str) -> Iterator[str]:
-    if _TABLE.search(block):
-        yield block
-        return
-    block, start = squeeze(block), 0
-    for boundary in _BOUNDARY.finditer(block):
-        end = boundary.start() + len(boundary.group().rstrip())
-        piece = block[start:end]
-        if _REFERENCE.search(piece) and block[boundary.end() : boundary.end() + 1].isdigit():
-            continue
-        if _ABBREVIATION.search(piece) or re.fullmatch(r"\(?\d+(?:\.\d+)*\.", piece.strip()):
-            continue
-        yield piece.strip()
-        start = boundary.end()
-    if block[start:].strip():
-        yield block[start:].strip()
