@@ -12,6 +12,8 @@ from uuid import UUID
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from backend.jobs.events import FIRST, Event, EventLog, stream_key
 
@@ -81,6 +83,41 @@ class EventHub:
         self._task = None
 
 
+class EventStream(StreamingResponse):
+    """The answer: a job's events from `after` on, or 204 for a client that has the last one already.
+
+    204 is what stops an EventSource, which would otherwise come back for ever. It is found out while the answer is
+    sent, when the request's own transaction is over.
+    """
+
+    def __init__(self, events: EventLog, hub: EventHub, job: UUID, *, after: str, ended: bool, end_of: EndOf) -> None:
+        super().__init__(
+            stream(events, hub, job, after=after, end_of=end_of),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+        self._events, self._job, self._after, self._ended = events, job, after, ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if await has_everything(self._events, self._job, after=self._after, ended=self._ended):
+            await Response(status_code=204)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+async def has_everything(events: EventLog, job: UUID, *, after: str, ended: bool) -> bool:
+    """Whether `after` is the id of the last event of a job that has ended."""
+    if after == FIRST or not ended:
+        return False
+    try:
+        if after == _end_id(after):  # told from the database, because the stream did not have it
+            return not await events.read(job, after=after, limit=1)
+        event = await events.find(job, after)
+    except (RedisError, OSError):
+        return False
+    return event is not None and event.name in TERMINAL
+
+
 def resume_point(last_event_id: str | None) -> str:
     """The stream id to go on after; anything that is not one of ours means from the start."""
     if last_event_id is None or not _ID.fullmatch(last_event_id) or max(_parts(last_event_id)) > _LARGEST:
@@ -92,12 +129,9 @@ async def stream(events: EventLog, hub: EventHub, job: UUID, *, after: str, end_
     """Encoded events of one job after an id, then heartbeats while it is silent; returns after its last event.
 
     A worker may die between the job's end and its last event, and Redis may lose what it held: the end is therefore
-    also looked up in the database, and told from there when the stream does not have it. Who comes back with the id
-    of the last event gets nothing twice.
+    also looked up in the database, and told from there when the stream does not have it.
     """
     yield f"retry: {RETRY_MS}\n\n".encode()
-    if await _has_everything(events, job, after, end_of):
-        return
     spoken = started = time.monotonic()
     ended_at: float | None = None
     last = after
@@ -136,19 +170,6 @@ def _end_id(last: str) -> str:
 def _parts(event_id: str) -> tuple[int, int]:
     stamp, sequence = event_id.split("-")
     return int(stamp), int(sequence)
-
-
-async def _has_everything(events: EventLog, job: UUID, after: str, end_of: EndOf) -> bool:
-    """Whether `after` is the id of the job's last event."""
-    if after == FIRST:
-        return False
-    if after == _end_id(after):
-        return await _look_up(end_of) is not None
-    try:
-        event = await events.find(job, after)
-    except (RedisError, OSError):
-        return False
-    return event is not None and event.name in TERMINAL
 
 
 async def _look_up(end_of: EndOf) -> tuple[str, dict[str, object]] | None:

@@ -19,6 +19,9 @@ ENDED = frozenset({"success", "failed", "cancelled"})
 LIMIT_PATIENCE_SECONDS = 90.0
 _STREAM_SILENCE_SECONDS = 60.0  # the service sends a heartbeat every 15 s
 _PAGE = 200
+# Between two looks at a job: often enough to watch, seldom enough for 60 GETs a minute.
+_LOOK_SECONDS = 2.0
+_CANCEL_SECONDS = 20.0
 
 
 class JobFailed(DemoFailed):
@@ -60,7 +63,7 @@ class Service:
             except httpx.HTTPError as error:
                 raise DemoFailed(f"the service at {self.base_url} does not answer ({_reason(error)})") from error
             if answer.status_code == 429 and time.monotonic() < deadline:
-                time.sleep(_retry_after(answer))
+                time.sleep(retry_after_seconds(answer))
                 continue
             if not answer.is_success:
                 raise DemoFailed(sentence_of(answer))
@@ -77,10 +80,20 @@ class Service:
                 return
 
     def download(self, path: str, target: Path, on_bytes: Callable[[int, int], None]) -> None:
-        """Save a file under its name only when it is whole."""
+        """Save a file under its name only when it is whole. Waits when the service says that it is asked too often."""
+        deadline = time.monotonic() + LIMIT_PATIENCE_SECONDS
+        while (pause := self._try_download(path, target, on_bytes)) is not None:
+            if time.monotonic() > deadline:
+                raise DemoFailed("the service is asked too often; start the demo again in a minute")
+            time.sleep(pause)
+
+    def _try_download(self, path: str, target: Path, on_bytes: Callable[[int, int], None]) -> float | None:
+        """None when the file is there, else the seconds to wait before the next try."""
         partial = target.with_name(f".{target.name}.part")
         try:
             with self._http.stream("GET", path) as answer:
+                if answer.status_code == 429:
+                    return retry_after_seconds(answer)
                 if not answer.is_success:
                     answer.read()
                     raise DemoFailed(sentence_of(answer))
@@ -91,6 +104,7 @@ class Service:
                         done += len(part)
                         on_bytes(done, total)
             partial.replace(target)
+            return None
         except httpx.HTTPError as error:
             raise DemoFailed(f"the download broke off ({_reason(error)}); start the demo again") from error
         finally:
@@ -103,7 +117,7 @@ class Service:
         """
         self.running, last_id = job_id, ""
         while True:
-            headers = {"Last-Event-ID": last_id} if last_id else {}
+            headers, pause = {"Last-Event-ID": last_id} if last_id else {}, _LOOK_SECONDS
             try:
                 timeout = httpx.Timeout(10.0, read=_STREAM_SILENCE_SECONDS)
                 with self._http.stream("GET", stream, headers=headers, timeout=timeout) as answer:
@@ -111,6 +125,8 @@ class Service:
                         for event_id, name, data in parse_events(answer.iter_lines()):
                             last_id = event_id or last_id
                             on_event(name, data)
+                    elif answer.status_code == 429:
+                        pause = retry_after_seconds(answer)
             except httpx.HTTPError:
                 pass  # the job is asked below, and says if the service itself is gone
             job: Job = self.call("GET", f"/jobs/{job_id}")
@@ -120,7 +136,7 @@ class Service:
                 if job["status"] != "success":
                     raise JobFailed(job)
                 return job
-            time.sleep(1.0)
+            time.sleep(pause)
 
     def cancel_running(self) -> bool:
         """Ask the job that runs now to stop, and wait some seconds until it has; True when there is none left."""
@@ -128,11 +144,12 @@ class Service:
             return True
         try:
             self.call("POST", f"/jobs/{self.running}/cancel")
-            for _ in range(40):
+            deadline = time.monotonic() + _CANCEL_SECONDS
+            while time.monotonic() < deadline:
                 if self.call("GET", f"/jobs/{self.running}")["status"] in ENDED:
                     self.running = None
                     return True
-                time.sleep(0.5)
+                time.sleep(1.0)
         except DemoFailed:
             pass  # it ended by itself, or the service is gone: both are an end
         return False
@@ -168,7 +185,8 @@ def sentence_of(answer: httpx.Response) -> str:
     return str(detail) if detail else f"the service answered {answer.status_code} to {answer.request.url.path}"
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def retry_after_seconds(answer: httpx.Response) -> float:
+    """How long the service asks to wait, half a second to a minute."""
     try:
         return min(max(float(answer.headers["retry-after"]), 0.5), 60.0)
     except (KeyError, ValueError):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -128,7 +129,7 @@ async def test_the_stream_ends_after_the_last_event_and_repeats_nothing(
     assert [event.name for event in whole(answer)] == ["progress", "complete"]
     last = (await log.read(job.public_id))[-1].id
     again = await client.get(f"/jobs/{job.public_id}/events", headers={"Last-Event-ID": last})
-    assert whole(again) == []
+    assert (again.status_code, again.content) == (204, b"")
 
 
 async def test_the_end_comes_from_the_database_when_redis_lost_the_stream(
@@ -147,7 +148,36 @@ async def test_the_end_comes_from_the_database_when_redis_lost_the_stream(
         assert (first.name, last.name, last.data["status"], last.data["n"]) == ("progress", "complete", "success", -1)
         assert [event async for event in coming] == []
     again = await client.get(f"/jobs/{job.public_id}/events", headers={"Last-Event-ID": last.id})
-    assert whole(again) == []
+    assert (again.status_code, again.content) == (204, b"")
+    # What comes after an end that the stream did not have is told all the same.
+    await log.publish(job.public_id, "complete", {"status": "success"})
+    late = await client.get(f"/jobs/{job.public_id}/events", headers={"Last-Event-ID": last.id})
+    assert [event.name for event in whole(late)] == ["complete"]
+
+
+async def test_whoever_misses_the_last_event_only_still_gets_it(
+    client: httpx.AsyncClient, db: Database, log: EventLog, make_job: MakeJob
+) -> None:
+    job = await make_job()
+    await log.publish(job.public_id, "progress", {"progress_pct": 50})
+    await end(db, job)
+    await log.publish(job.public_id, "complete", {"status": "success"})
+    seen = (await log.read(job.public_id))[0].id
+    answer = await client.get(f"/jobs/{job.public_id}/events", headers={"Last-Event-ID": seen})
+    assert [event.name for event in whole(answer)] == ["complete"]
+
+
+async def test_the_last_event_says_how_long_it_took_in_whole_seconds(
+    client: httpx.AsyncClient, db: Database, make_job: MakeJob
+) -> None:
+    started = datetime(2026, 2, 14, 10, tzinfo=UTC)
+    times = {"started_at": started, "finished_at": started + timedelta(seconds=7200.4)}
+    job = await make_job(JobState.SUCCESS, result={"final_train_loss": 0.32}, **times)
+    answer = await client.get(f"/jobs/{job.public_id}/events")
+    (last,) = whole(answer)
+    assert last.name == "complete"
+    assert last.data == {"status": "success", "duration_seconds": 7200, "final_train_loss": 0.32}
+    assert isinstance(last.data["duration_seconds"], int)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,6 +83,32 @@ def test_asked_too_often_it_waits_as_told(serve: Callable[[Reply], Service]) -> 
 
     assert serve(reply).call("GET", "/projects") == {"ok": True}
     assert len(seen) == 2
+
+
+def test_a_download_asked_too_often_waits_as_told(serve: Callable[[Reply], Service], tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def reply(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        seen.append(request.path)
+        return (429, {"Retry-After": "0.5"}, b"{}") if len(seen) == 1 else (200, {}, b"the whole file")
+
+    serve(reply).download("/zip", tmp_path / "a.zip", lambda done, total: None)
+    assert (tmp_path / "a.zip").read_bytes() == b"the whole file"
+    assert len(seen) == 2
+
+
+def test_a_stream_asked_too_often_is_not_asked_again_before_its_time(serve: Callable[[Reply], Service]) -> None:
+    asked: list[float] = []
+    jobs = iter(["running", "success"])
+
+    def reply(request: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        if request.path == "/jobs/1":
+            return 200, {}, json.dumps({"status": next(jobs), "progress_pct": 50, "message": ""}).encode()
+        asked.append(time.monotonic())
+        return 429, {"Retry-After": "3"}, b"{}"
+
+    assert serve(reply).follow("1", "/jobs/1/events", lambda name, data: None)["status"] == "success"
+    assert asked[1] - asked[0] >= 3
 
 
 def test_nothing_listens() -> None:

@@ -19,7 +19,16 @@ SHORT = Budget(most_examples=16, epochs=1, questions_seen=1, questions_held_out=
 @pytest.fixture
 def standing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the servers of the tests."""
-    for name in ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "LLM_BASE_URL", "LLM_MODEL", "DATA_DIR", "AUTH_MODE"):
+    for name in (
+        "DATABASE_URL",
+        "REDIS_URL",
+        "STORAGE_URL",
+        "LLM_BASE_URL",
+        "LLM_MODEL",
+        "DATA_DIR",
+        "AUTH_MODE",
+        "RATE_LIMITS",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
