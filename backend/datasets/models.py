@@ -4,7 +4,19 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Boolean, DateTime, ForeignKey, Index, Integer, String, Text, UniqueConstraint, Uuid
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -51,6 +63,7 @@ class Example(Record):
         Index("ix_examples_dataset_id_id", "dataset_id", "id"),
         Index("ix_examples_dataset_id_split_id", "dataset_id", "split", "id"),
         Index("ix_examples_dataset_id_fingerprint", "dataset_id", "fingerprint"),
+        Index("ix_examples_refused", "dataset_id", "id", postgresql_where=text("NOT is_valid")),
     )
 
     dataset_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("datasets.id", ondelete="CASCADE"))
@@ -67,15 +80,16 @@ class Example(Record):
     input: Mapped[str] = mapped_column(Text, default="")
     output: Mapped[str] = mapped_column(Text)
     # The turns before the instruction, as [{role, content}], system prompt included; None for a single turn.
-    history: Mapped[list[dict[str, str]] | None] = mapped_column(JSONB)
+    history: Mapped[list[dict[str, str]] | None] = mapped_column(JSONB(none_as_null=True))
     is_valid: Mapped[bool] = mapped_column(Boolean, default=True)
     invalid_reason: Mapped[str | None] = mapped_column(String(60))
     token_count: Mapped[int] = mapped_column(Integer)
     # SHA-256 of the normalised question and answer: the second one of a dataset is marked as a duplicate.
     fingerprint: Mapped[str] = mapped_column(String(64))
     meta: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
-    # What it was before the first edit: {instruction, input, output, is_valid, invalid_reason}; None while unedited.
-    original: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    # What it was before the first edit, None while unedited: {instruction, input, output, is_valid, invalid_reason,
+    # token_count}.
+    original: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     edited_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
@@ -83,7 +97,10 @@ class RetiredExample(Base):
     """What an example was in frozen versions before it changed or went; only a trigger writes here."""
 
     __tablename__ = "retired_examples"
-    __table_args__ = (Index("ix_retired_examples_dataset_id_until_version", "dataset_id", "until_version"),)
+    __table_args__ = (
+        Index("ix_retired_examples_dataset_id_until_version", "dataset_id", "until_version"),
+        Index("ix_retired_examples_dataset_id_example_id", "dataset_id", "example_id"),
+    )
 
     example_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     from_version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
@@ -97,7 +114,7 @@ class RetiredExample(Base):
     instruction: Mapped[str] = mapped_column(Text)
     input: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text)
-    history: Mapped[list[dict[str, str]] | None] = mapped_column(JSONB)
+    history: Mapped[list[dict[str, str]] | None] = mapped_column(JSONB(none_as_null=True))
     is_valid: Mapped[bool] = mapped_column(Boolean)
     token_count: Mapped[int] = mapped_column(Integer)
     meta: Mapped[dict[str, Any]] = mapped_column(JSONB)

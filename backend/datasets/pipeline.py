@@ -1,7 +1,7 @@
 """Asking and keeping side by side: answers that cost money are kept in batches while the next ones are asked for."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -9,30 +9,38 @@ Answer = TypeVar("Answer")
 
 
 async def ask_and_keep(
-    items: Iterable[Item],
+    items: AsyncIterator[Item],
     ask: Callable[[Item], Awaitable[Answer]],
     keep: Callable[[list[Answer]], Awaitable[None]],
     *,
     concurrency: int,
+    ahead: int = 0,
 ) -> None:
     """Calls `ask` for every item, `concurrency` at a time, and `keep` with the answers in batches as they come.
 
+    Another `ahead` calls are begun: where `ask` itself waits for one of `concurrency` places, they are ready when one
+    becomes free, and no place is idle while an answer is looked at.
     No slot waits for a commit, and what is answered during one commit shares the next; the short queue bounds how many
     answers a crash can lose. Whatever ends the asking, a failure or a cancel, what was answered is kept before it is
     raised. The first failure ends the asking.
     """
-    waiting = iter(items)
     answers: asyncio.Queue[Answer | None] = asyncio.Queue(concurrency)
+    turn = asyncio.Lock()
 
     async def draw() -> None:
         # All draw from one iterator, so a slow item never holds up the others.
-        for item in waiting:
+        while True:
+            async with turn:
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    return
             await answers.put(await ask(item))
 
     async def draw_all() -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
+                for _ in range(concurrency + ahead):
                     group.create_task(draw())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures

@@ -1,23 +1,81 @@
 """SELECTs over the datasets of a project that the caller owns."""
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, text
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.datasets.errors import ExampleNotFound
-from backend.datasets.models import ChunkMark, Dataset, Example
+from backend.datasets.errors import DatasetNotFound, ExampleNotFound, UnknownDataset
+from backend.datasets.models import Dataset, Example
+from backend.jobs import queries as job_queries
+from backend.jobs.models import Job
+from backend.kit.owner import Owner
 from backend.kit.pagination import Page, Window
 from backend.projects.models import Project
 
-_STATS = text("""
-SELECT split, is_valid, invalid_reason, count(*) AS examples, sum(token_count) AS tokens,
-       min(token_count) AS least, max(token_count) AS most
-FROM examples WHERE dataset_id = :dataset_id
-GROUP BY split, is_valid, invalid_reason
-""")
+# The kinds of jobs that fill a dataset; they are defined in a module that reads this one.
+PREPARING, GENERATION = "dataset_prepare", "dataset_generate"
+# Why an example is not valid whose chunk is gone or has another text now.
+SOURCE_CHANGED = "source_changed"
+
+
+async def lock(session: AsyncSession, dataset_id: int) -> Dataset | None:
+    """The dataset's row, read anew and locked: whoever writes examples takes it first, so that locks have one order.
+
+    Writers of one dataset take turns, and a freeze waits for them; what only refers to the dataset does not wait.
+    None when the dataset is gone.
+    """
+    return await session.scalar(
+        select(Dataset)
+        .where(Dataset.id == dataset_id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+
+
+async def find_making(session: AsyncSession, dataset: Dataset) -> Job | None:
+    """The live job that fills the dataset, if there is one."""
+    for job in await job_queries.live_jobs(session, dataset.project_id):
+        if job.kind in (PREPARING, GENERATION) and job.params.get("dataset_id") == dataset.id:
+            return job
+    return None
+
+
+async def find_last_making(session: AsyncSession, dataset: Dataset) -> Job | None:
+    """The last job that filled the dataset, whatever became of it."""
+    return await session.scalar(
+        select(Job)
+        .where(Job.project_id == dataset.project_id, Job.kind.in_((PREPARING, GENERATION)))
+        .where(Job.params["dataset_id"].as_integer() == dataset.id)
+        .order_by(Job.id.desc())
+        .limit(1)
+    )
+
+
+async def get_by_number(session: AsyncSession, owner: Owner, number: int) -> Dataset:
+    """By the integer id that the platform face shows. Raises UnknownDataset."""
+    dataset = await session.scalar(
+        select(Dataset)
+        .join(Project, Project.id == Dataset.project_id)
+        .where(Dataset.id == number, Project.user_id == owner.id)
+    )
+    if dataset is None:
+        raise UnknownDataset()
+    return dataset
+
+
+async def page_by_number(
+    session: AsyncSession, owner: Owner, window: Window, *, project_id: int | None = None
+) -> Page[Dataset]:
+    """The owner's datasets, newest first; of one project, which the caller knows to be the owner's."""
+    conditions = [Project.user_id == owner.id]
+    if project_id is not None:
+        conditions.append(Dataset.project_id == project_id)
+    joined = select(Dataset).join(Project, Project.id == Dataset.project_id).where(*conditions)
+    rows = await session.scalars(joined.order_by(Dataset.id.desc()).limit(window.limit).offset(window.offset))
+    counted = select(func.count(Dataset.id)).join(Project, Project.id == Dataset.project_id).where(*conditions)
+    return Page(rows.all(), int(await session.scalar(counted) or 0))
 
 
 async def find_current(session: AsyncSession, project_id: int) -> Dataset | None:
@@ -28,6 +86,16 @@ async def find_current(session: AsyncSession, project_id: int) -> Dataset | None
         .order_by(Dataset.id.desc())
         .limit(1)
     )
+
+
+async def get_dataset(session: AsyncSession, project: Project, public_id: UUID) -> Dataset:
+    """Raises DatasetNotFound."""
+    dataset = await session.scalar(
+        select(Dataset).where(Dataset.project_id == project.id, Dataset.public_id == public_id)
+    )
+    if dataset is None:
+        raise DatasetNotFound()
+    return dataset
 
 
 async def find_trainable(session: AsyncSession, project_id: int) -> Dataset | None:
@@ -63,42 +131,41 @@ async def get_example(session: AsyncSession, project: Project, public_id: UUID) 
 
 
 async def page_examples(
-    session: AsyncSession, dataset: Dataset, window: Window, *, split: str | None, is_valid: bool | None
-) -> Page[Example]:
-    conditions = [Example.dataset_id == dataset.id]
-    if split is not None:
-        conditions.append(Example.split == split)
-    if is_valid is not None:
-        conditions.append(Example.is_valid == is_valid)
-    rows = await session.scalars(
-        select(Example).where(*conditions).order_by(Example.id).limit(window.limit).offset(window.offset)
-    )
-    total = await session.scalar(select(func.count()).select_from(Example).where(*conditions))
-    return Page(rows.all(), int(total or 0))
+    session: AsyncSession,
+    dataset: Dataset,
+    window: Window,
+    *,
+    split: str | None = None,
+    is_valid: bool | None = None,
+    source: str | None = None,
+    invalid_reason: str | None = None,
+    from_id: int = 0,
+) -> Sequence[Example]:
+    """Examples in the order in which they were made; how many there are is in the dataset's statistics.
 
-
-async def list_valid(session: AsyncSession, dataset_id: int, split: str) -> Sequence[Example]:
-    rows = await session.scalars(
-        select(Example)
-        .where(Example.dataset_id == dataset_id, Example.split == split, Example.is_valid)
+    What lies before the window is passed over in the index alone; `from_id` may say where to begin (stats.start_of).
+    """
+    wanted = {"split": split, "is_valid": is_valid, "source": source, "invalid_reason": invalid_reason}
+    conditions = [getattr(Example, name) == value for name, value in wanted.items() if value is not None]
+    ids = (
+        select(Example.id)
+        .where(Example.dataset_id == dataset.id, Example.id >= from_id, *conditions)
         .order_by(Example.id)
+        .limit(window.limit)
+        .offset(window.offset)
     )
+    rows = await session.scalars(select(Example).where(Example.id.in_(ids)).order_by(Example.id))
     return rows.all()
 
 
-async def stats_rows(session: AsyncSession, dataset_id: int) -> Sequence[Row[Any]]:
-    return (await session.execute(_STATS, {"dataset_id": dataset_id})).all()
-
-
-async def marked_chunks(session: AsyncSession, job_id: int) -> set[int]:
-    """The chunks whose examples a generation job has committed."""
-    return set((await session.scalars(select(ChunkMark.chunk_id).where(ChunkMark.job_id == job_id))).all())
-
-
 async def known_fingerprints(session: AsyncSession, dataset_id: int, fingerprints: list[str]) -> set[str]:
+    """Those of them that the dataset has, refused examples included; what only lost its source may come again."""
     rows = await session.scalars(
         select(Example.fingerprint).where(
-            Example.dataset_id == dataset_id, Example.split != "preview", Example.fingerprint.in_(fingerprints)
+            Example.dataset_id == dataset_id,
+            Example.split != "preview",
+            Example.fingerprint.in_(fingerprints),
+            Example.invalid_reason.is_distinct_from(SOURCE_CHANGED),
         )
     )
     return set(rows.all())

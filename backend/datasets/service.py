@@ -1,16 +1,26 @@
-"""What people do with datasets: preview, generate, look at the examples, delete some."""
+"""What people do with datasets: make a preview, generate the whole, make one of chosen contents, delete it."""
 
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.contents import queries as content_queries
-from backend.datasets import queries
-from backend.datasets.errors import DatasetInUse, NoChunks, NoModelForGeneration
-from backend.datasets.models import Dataset, Example
+from backend.contents.models import Content
+from backend.datasets import carrying, queries
+from backend.datasets.errors import (
+    ContentNotADocument,
+    ContentNotReady,
+    DatasetInUse,
+    NoChunks,
+    NoModelForGeneration,
+    UnknownDataset,
+)
+from backend.datasets.models import Dataset
+from backend.datasets.strategies.base import TaskNotSupportedByModel, TaskType
+from backend.datasets.strategies.judge import DEFAULT_THRESHOLD
 from backend.jobs import kinds, queue
-from backend.jobs import queries as job_queries
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
 from backend.jobs.states import JobState
@@ -23,48 +33,17 @@ from backend.projects.stages import Stage
 PREVIEW_EXAMPLES = 10
 DEFAULT_TARGET = 200
 DEFAULT_TRAIN_SHARE = 0.9
-# The kind of job that reads a dataset; it is defined above this package.
-_TRAINING = "training"
-
-
-@dataclass(slots=True)
-class SplitStats:
-    """Valid examples of one split; tokens are counted by the base model's tokenizer."""
-
-    count: int = 0
-    tokens: int = 0
-    min_tokens: int = 0
-    max_tokens: int = 0
-
-    @property
-    def avg_tokens(self) -> int:
-        return round(self.tokens / self.count) if self.count else 0
-
-
-@dataclass(slots=True)
-class DatasetStats:
-    """Counts of a dataset's train and eval examples; previews are counted apart."""
-
-    valid: int = 0
-    invalid: int = 0
-    preview: int = 0
-    by_split: dict[str, SplitStats] = field(default_factory=lambda: {"train": SplitStats(), "eval": SplitStats()})
-    validation_errors: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        return self.valid + self.invalid
-
-    @property
-    def avg_token_count(self) -> int:
-        tokens = sum(split.tokens for split in self.by_split.values())
-        return round(tokens / self.valid) if self.valid else 0
+_FEWEST_LABELS = 2
+_PENDING = ("pending", "processing")
 
 
 async def start_preview(
     session: AsyncSession, broker: Broker, settings: Settings, project: Project, *, count: int, model: str | None
 ) -> Job:
-    """Enqueues a few real examples, spread over the documents. Raises NoChunks, JobAlreadyRunning."""
+    """Enqueues a few real examples, spread over the documents.
+
+    Raises NoModelForGeneration, TaskNotSupportedByModel, NoChunks, JobAlreadyRunning.
+    """
     await _require_input(session, settings, project, model)
     dataset = await queries.find_current(session, project.id) or await _new_dataset(session, project)
     return await queue.enqueue(
@@ -87,12 +66,24 @@ async def start_generation(
     target: int | None,
     examples_per_chunk: int | None,
     model: str | None,
+    only_changed: bool = False,
+    judge: bool = False,
+    judge_threshold: float = DEFAULT_THRESHOLD,
 ) -> Job:
-    """Enqueues the whole dataset. A dataset that already has examples is kept, and a new one becomes current."""
+    """Enqueues the whole dataset. One that already has examples is kept, and a new one becomes current.
+
+    What people brought into the old one is taken along. With `only_changed` the current dataset is kept instead, and
+    only the chunks that came since it was made are asked. `judge_threshold` goes from 1 to 5.
+    Raises NoModelForGeneration, TaskNotSupportedByModel, NoChunks, JobAlreadyRunning.
+    """
     await _require_input(session, settings, project, model)
-    dataset = await queries.find_current(session, project.id)
-    if dataset is None or await queries.has_examples(session, dataset):
+    dataset = current = await queries.find_current(session, project.id)
+    has_examples = dataset is not None and await queries.has_examples(session, dataset)
+    only_changed = only_changed and has_examples
+    if dataset is None or (has_examples and not only_changed):
         dataset = await _new_dataset(session, project)
+    if target is None and not examples_per_chunk and not only_changed:
+        target = project.config.get("num_examples_target") or DEFAULT_TARGET
     job = await queue.enqueue(
         session,
         broker,
@@ -101,10 +92,13 @@ async def start_generation(
         project_id=project.id,
         params={
             "dataset_id": dataset.id,
-            "target": target
-            or (None if examples_per_chunk else project.config.get("num_examples_target", DEFAULT_TARGET)),
+            "target": target,
             "examples_per_chunk": examples_per_chunk,
             "model": model,
+            "only_changed": only_changed,
+            "carry_from": current.id if current is not None and current is not dataset else None,
+            "judge": judge,
+            "judge_threshold": judge_threshold,
         },
         exclusive_key=f"data:{project.id}",
     )
@@ -113,36 +107,131 @@ async def start_generation(
     return job
 
 
-async def stats(session: AsyncSession, dataset: Dataset | None) -> DatasetStats:
-    found = DatasetStats()
-    for row in await queries.stats_rows(session, dataset.id) if dataset is not None else []:
-        if row.split == "preview":
-            found.preview += row.examples
-        elif row.is_valid:
-            split = found.by_split.setdefault(row.split, SplitStats())
-            split.count, split.tokens = row.examples, int(row.tokens)
-            split.min_tokens, split.max_tokens = row.least, row.most
-            found.valid += row.examples
-        else:
-            found.invalid += row.examples
-            reason = row.invalid_reason or "invalid"
-            found.validation_errors[reason] = found.validation_errors.get(reason, 0) + row.examples
-    return found
+async def create_from_contents(
+    session: AsyncSession,
+    broker: Broker,
+    settings: Settings,
+    project: Project,
+    contents: Sequence[Content],
+    *,
+    name: str,
+    description: str | None,
+    model: str,
+    target: int | None = None,
+    writer: str | None = None,
+) -> tuple[Dataset, Job | None]:
+    """A dataset of exactly these documents of the project, and the first job that fills it.
 
-
-async def delete_example(session: AsyncSession, project: Project, example: Example) -> None:
-    """Raises DatasetInUse during training: a run that resumes after a kill must find the examples it began with."""
-    if any(job.kind == _TRAINING for job in await job_queries.live_jobs(session, project.id)):
-        raise DatasetInUse()
-    await session.delete(example)
+    Contents whose text is still being fetched or transcribed are waited for, by a job that looks again every minute
+    at the latest; those without chunks are cut first. Each step is a job: `dataset_prepare` where there is something
+    to wait for or to cut, then `dataset_generate`. Without contents the dataset is empty and ready at once, for pairs
+    written by hand. `model` is the base model that it is made for, `writer` the one that writes it (default:
+    LLM_MODEL). Raises ContentNotReady, ContentNotADocument, NoModelForGeneration, TaskNotSupportedByModel,
+    JobAlreadyRunning.
+    """
+    _require_documents(contents)
+    dataset = Dataset(
+        project_id=project.id,
+        name=name,
+        description=description,
+        model=model,
+        status="processing" if contents else "ready",
+    )
+    session.add(dataset)
     await session.flush()
+    if not contents:
+        return dataset, None
+    _require_model(settings, project, writer)
+    ids = [content.id for content in contents]
+    is_pending = any(content.status in _PENDING for content in contents)
+    needs_work = is_pending or await content_queries.without_chunks(session, ids)
+    job = await queue.enqueue(
+        session,
+        broker,
+        PREPARING if needs_work else GENERATION,
+        user_id=project.user_id,
+        project_id=project.id,
+        params={
+            "dataset_id": dataset.id,
+            "content_ids": ids,
+            "target": target or project.config.get("num_examples_target") or DEFAULT_TARGET,
+            "examples_per_chunk": None,
+            "model": writer,
+            "keeps_model": True,
+        },
+        exclusive_key=f"data:{project.id}",
+    )
+    await projects.move_to(session, project.id, Stage.CHUNKING if needs_work else Stage.GENERATING)
+    return dataset, job
+
+
+async def change(session: AsyncSession, dataset: Dataset, changes: dict[str, Any]) -> Dataset:
+    """Sets name and description. Raises UnknownDataset when it went meanwhile."""
+    row = await queries.lock(session, dataset.id)
+    if row is None:
+        raise UnknownDataset()
+    for field, value in changes.items():
+        setattr(row, field, value)
+    await session.flush()
+    await session.refresh(row)
+    return row
+
+
+async def delete(
+    session: AsyncSession, dataset: Dataset, runs_of: Callable[[AsyncSession, int], Awaitable[Sequence[int]]]
+) -> None:
+    """Deletes a dataset with its pairs and versions. `runs_of` gives the numbers of the fine-tunings that name it.
+
+    While there is one, ended or not, its frozen version must stay readable, so the deletion is refused; so it is while
+    a job fills the dataset. Raises DatasetInUse, UnknownDataset.
+    """
+    row = await session.scalar(
+        select(Dataset).where(Dataset.id == dataset.id).with_for_update().execution_options(populate_existing=True)
+    )
+    if row is None:
+        raise UnknownDataset()
+    # A training that starts now waits for the lock, and finds no dataset.
+    if runs := await runs_of(session, row.id):
+        named = ", ".join(str(run) for run in runs)
+        raise DatasetInUse(reason=f"fine-tunings were trained on it: {named}. Delete them first.", fine_tunings=runs)
+    if (job := await queries.find_making(session, row)) is not None:
+        raise DatasetInUse(
+            reason=f"it is being made by job {job.public_id}. Cancel it with POST /jobs/{job.public_id}/cancel first.",
+            job_id=str(job.public_id),
+        )
+    await session.delete(row)
+    await session.flush()
+    await projects.settle_stage(session, row.project_id)
+
+
+def _require_documents(contents: Sequence[Content]) -> None:
+    uploads = [content.id for content in contents if content.kind != "raw_doc"]
+    if uploads:
+        raise ContentNotADocument(content_ids=uploads)
+    failed = [
+        content.id
+        for content in contents
+        if content.status == "error" or (content.status not in _PENDING and content.text_key is None)
+    ]
+    if failed:
+        raise ContentNotReady(content_ids=failed)
 
 
 async def _require_input(session: AsyncSession, settings: Settings, project: Project, model: str | None) -> None:
-    if not settings.llm_base_url or not (model or settings.llm_model):
-        raise NoModelForGeneration()
+    _require_model(settings, project, model)
     if not await content_queries.has_chunks(session, project.id):
         raise NoChunks(project_id=str(project.public_id))
+
+
+def _require_model(settings: Settings, project: Project, model: str | None) -> None:
+    if not settings.llm_base_url or not (model or settings.llm_model):
+        raise NoModelForGeneration()
+    if project.task_type == TaskType.CLASSIFICATION and len(project.config.get("labels") or ()) < _FEWEST_LABELS:
+        raise TaskNotSupportedByModel(
+            "Classification needs at least two classes to choose from: set `labels` in the project's config with "
+            "PATCH /projects/{project_id}, or choose another task_type.",
+            task_type=project.task_type,
+        )
 
 
 async def _new_dataset(session: AsyncSession, project: Project) -> Dataset:
@@ -154,28 +243,49 @@ async def _new_dataset(session: AsyncSession, project: Project) -> Dataset:
 
 async def _generation_ended(session: AsyncSession, job: Job) -> None:
     assert job.project_id is not None
-    dataset = await session.get(Dataset, int(job.params["dataset_id"]))
+    dataset = await queries.lock(session, int(job.params["dataset_id"]))
     if dataset is not None and job.state != JobState.SUCCESS:
-        dataset.status = "error"
+        if job.params.get("only_changed"):
+            # It was ready before, and what was added since is whole: every example stands for itself.
+            dataset.status = "ready"
+            await session.flush()
+        else:
+            dataset.status = "error"
+            await carrying.rescue(session, dataset)
+    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
+
+
+async def _prepared(session: AsyncSession, job: Job) -> None:
+    """The next step of the chain, in the transaction that ends this one; the sweeper sends its message."""
+    assert job.project_id is not None
+    dataset = await queries.lock(session, int(job.params["dataset_id"]))
+    if dataset is not None and job.state == JobState.SUCCESS:
+        session.add(
+            Job(
+                user_id=job.user_id,
+                project_id=job.project_id,
+                kind=GENERATION.name,
+                queue=GENERATION.queue,
+                params=job.params,
+                exclusive_key=job.exclusive_key,
+                max_attempts=GENERATION.max_attempts,
+            )
+        )
         await session.flush()
+        await projects.move_to(session, job.project_id, Stage.GENERATING)
+        return
+    if dataset is not None:
+        dataset.status = "error"
+        await carrying.rescue(session, dataset)
     await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
 
 
 PREVIEW = kinds.register(JobKind("dataset_preview", "llm"))
-GENERATION = kinds.register(JobKind("dataset_generate", "llm", max_attempts=10, ending=_generation_ended))
+GENERATION = kinds.register(JobKind(queries.GENERATION, "llm", max_attempts=10, ending=_generation_ended))
+# Enough attempts to wait some four hours for a long video to be transcribed.
+PREPARING = kinds.register(JobKind(queries.PREPARING, "default", max_attempts=240, ending=_prepared))
 
 
 def split_share(project: Project) -> float:
     """The share of examples to train on: `train_eval_split` of the project's config."""
     return float(project.config.get("train_eval_split", DEFAULT_TRAIN_SHARE))
-
-
-def summary(found: DatasetStats) -> dict[str, Any]:
-    """What a finished generation job shows."""
-    return {
-        "total_generated": found.total,
-        "valid": found.valid,
-        "invalid": found.invalid,
-        "train": found.by_split["train"].count,
-        "eval": found.by_split["eval"].count,
-    }

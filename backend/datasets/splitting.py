@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 # Two levels of headings make a section; deeper ones talk about the same thing.
@@ -12,37 +12,82 @@ SECTION_DEPTH = 2
 HeadingPath = tuple[Hashable, ...]
 
 
-def path_of(content_id: int, meta: Mapping[str, Any]) -> HeadingPath:
+def path_of(content_id: int | None, meta: Mapping[str, Any]) -> HeadingPath:
     """Where a chunk stands: its document and all the headings above it."""
     return (content_id, *(meta.get("headings") or []))
 
 
-def held_out(paths: Sequence[HeadingPath], train_share: float) -> list[bool]:
-    """For each example, by the path of its chunk: True when it belongs to the evaluation set.
+def held_out(
+    paths: Sequence[HeadingPath],
+    train_share: float,
+    *,
+    chunks: Sequence[int] | None = None,
+    pinned: Sequence[bool | None] | None = None,
+    never: Collection[HeadingPath] = (),
+) -> list[bool]:
+    """For each example, by the path of its chunk and in reading order: True when it belongs to the evaluation set.
 
     Whole sections are held out, in an order that depends on their names alone, while the evaluation set stays at or
     under `1 - train_share` of the examples; the first one is taken even when it is larger, as long as at least half of
-    all examples are left to train on. With a single section the last examples are held out instead.
+    all examples are left to train on. With a single section the last examples are held out instead, and where `chunks`
+    are given, those of whole chunks. An example that is `pinned` keeps its side, and its section goes there with it.
+    Sections that are in `never` are held out only when all are.
     """
-    assert 0 < train_share < 1
-    wanted = max(1, round(len(paths) * (1 - train_share)))
     if len(paths) < 2:
-        return [False] * len(paths)
-    sections = _sections(paths, wanted)
+        return [bool(side) for side in pinned] if pinned else [False] * len(paths)
+    sections, wanted = sections_of(paths, train_share), _wanted(paths, train_share)
     sizes = Counter(sections)
-    if len(sizes) == 1:
-        return [index >= len(sections) - wanted for index in range(len(sections))]
-    chosen: set[HeadingPath] = set()
-    taken = 0
-    for section in sorted(sizes, key=_shuffled):
-        size = sizes[section]
+    sides = _pinned_sides(sections, pinned or ())
+    if len(sizes) == 1 and not sides:
+        start = _tail(len(paths), wanted, chunks)
+        return [index >= start for index in range(len(paths))]
+    chosen = {section for section, is_out in sides.items() if is_out}
+    taken = sum(sizes[section] for section in chosen)
+    for section in sorted(sizes.keys() - sides.keys() - set(never), key=_shuffled):
         limit = wanted if chosen else max(wanted, len(sections) // 2)
-        if taken + size <= limit:
+        if taken + sizes[section] <= limit:
             chosen.add(section)
-            taken += size
-    if not chosen:
+            taken += sizes[section]
+    if not chosen and not sides:
         chosen.add(min(sizes, key=lambda section: (sizes[section], _shuffled(section))))
-    return [section in chosen for section in sections]
+    found = [section in chosen for section in sections]
+    return found if pinned is None else [out if pin is None else pin for out, pin in zip(found, pinned, strict=True)]
+
+
+def sections_of(paths: Sequence[HeadingPath], train_share: float) -> list[HeadingPath]:
+    """The section of each example: what is held out as a whole."""
+    return _sections(paths, _wanted(paths, train_share))
+
+
+def _wanted(paths: Sequence[HeadingPath], train_share: float) -> int:
+    assert 0 < train_share < 1
+    return max(1, round(len(paths) * (1 - train_share)))
+
+
+def _pinned_sides(sections: Sequence[HeadingPath], pinned: Sequence[bool | None]) -> dict[HeadingPath, bool]:
+    """The side of each section that has pinned examples: that of most of them."""
+    votes: Counter[HeadingPath] = Counter()
+    for section, pin in zip(sections, pinned, strict=False):
+        if pin is not None:
+            votes[section] += 1 if pin else -1
+    return {section: vote > 0 for section, vote in votes.items()}
+
+
+def _tail(count: int, wanted: int, chunks: Sequence[int] | None) -> int:
+    """Where the last `wanted` of `count` examples begin, moved to the next place where a chunk begins if there is one.
+
+    Where the last chunk has more than that, it is held out whole, unless it is the only one.
+    """
+    start = count - wanted
+    if chunks is None or chunks[0] == chunks[-1]:
+        return start
+    while start < count and chunks[start] == chunks[start - 1]:
+        start += 1
+    if start == count:
+        start -= 1
+        while chunks[start] == chunks[start - 1]:
+            start -= 1
+    return start
 
 
 def _sections(paths: Sequence[HeadingPath], limit: int) -> list[HeadingPath]:
@@ -51,7 +96,7 @@ def _sections(paths: Sequence[HeadingPath], limit: int) -> list[HeadingPath]:
     The title page of many documents is the heading of all the rest: two levels would make one section of everything.
     """
     sections = [path[: 1 + SECTION_DEPTH] for path in paths]
-    for length in range(2 + SECTION_DEPTH, max(len(path) for path in paths) + 1):
+    for length in range(2 + SECTION_DEPTH, max((len(path) for path in paths), default=0) + 1):
         sizes = Counter(sections)
         sections = [
             path[:length] if sizes[section] > limit else section for path, section in zip(paths, sections, strict=True)

@@ -15,6 +15,7 @@ from backend.jobs.models import Job
 from backend.kit.config import Settings
 from backend.kit.db import Database
 from tests.conftest import Tenant
+from tests.datasets.lamps import sentences
 from tests.llm_server import LLMServer
 
 RunJobs = Callable[[str], Awaitable[dict[str, Any]]]
@@ -146,6 +147,84 @@ async def test_a_preview_is_spread_and_replaced(
         assert max(lamps) - min(lamps) > SECTIONS // 2
     assert listed["stats"]["total"] == 0
     assert listed["stats"]["preview"] == 4
+
+
+async def test_a_preview_goes_on_to_other_chunks_until_it_has_enough(
+    tenant: Tenant, run_jobs: RunJobs, server: LLMServer
+) -> None:
+    """One document of tables, of which nothing can be asked, and two with facts: all give what they can."""
+    project = await tenant.make_project()
+    tables = "\n".join(f"# Table {number}\n\n" + "| 1 | 2 | 3 |\n" * 12 for number in range(8)).encode()
+    for name, content in (("a.md", tables), ("b.md", manual(12)), ("c.md", manual(12).replace(b"Ferrule", b"Gasket"))):
+        assert (await tenant.upload(project, name, content)).status_code == 201
+    body = {"chunk_size_tokens": 64, "chunk_overlap_tokens": 0}
+    job = (await tenant.client.post(f"/projects/{project}/chunks/generate", json=body)).json()
+    assert (await run_jobs(job["job_id"]))["state"] == "success"
+    server.requests.clear()
+    answer = await tenant.client.post(f"/projects/{project}/dataset/preview")
+    job = await run_jobs(answer.json()["job_id"])
+    assert (job["state"], job["result"]["valid"]) == ("success", 10), job["error_message"]
+    listed = (await tenant.client.get(f"/projects/{project}/dataset/examples?split=preview")).json()
+    by_document = Counter(item["metadata"]["quote"].split()[1] for item in listed["items"])
+    assert by_document["Ferrule"] >= 3
+    assert by_document["Gasket"] >= 3
+    assert all(item["is_valid"] for item in listed["items"])
+    assert len(server.requests) <= 20
+
+
+@pytest.mark.parametrize(("size", "barren", "count"), [(2048, 0, 8), (256, 0, 10), (64, 6, 10)])
+async def test_a_preview_of_few_chunks_has_all_examples_too(
+    tenant: Tenant, run_jobs: RunJobs, server: LLMServer, size: int, barren: int, count: int
+) -> None:
+    """Of one chunk, of a few, and of twelve of which a half has nothing to say."""
+    project = await tenant.make_project()
+    tables = "\n".join(f"# Table {number}\n\n" + "| 1 | 2 | 3 |\n" * 12 for number in range(barren)).encode()
+    assert (await tenant.upload(project, "lamps.md", manual(6) + b"\n" + tables)).status_code == 201
+    body = {"chunk_size_tokens": size, "chunk_overlap_tokens": 0}
+    job = (await tenant.client.post(f"/projects/{project}/chunks/generate", json=body)).json()
+    assert (await run_jobs(job["job_id"]))["result"]["chunks"] <= 12
+    answer = await tenant.client.post(f"/projects/{project}/dataset/preview", json={"num_examples": count})
+    job = await run_jobs(answer.json()["job_id"])
+    assert (job["state"], job["result"]["valid"], job["result"]["shortfall"]) == ("success", count, None)
+    listed = (await tenant.client.get(f"/projects/{project}/dataset/examples?split=preview")).json()["items"]
+    assert len({item["data"]["instruction"] + item["data"]["output"] for item in listed}) == count
+
+
+async def test_a_preview_that_is_too_small_says_why(tenant: Tenant, run_jobs: RunJobs, server: LLMServer) -> None:
+    project = await tenant.make_project()
+    assert (await tenant.upload(project, "lamp.md", manual(1))).status_code == 201
+    job = (await tenant.client.post(f"/projects/{project}/chunks/generate")).json()
+    assert (await run_jobs(job["job_id"]))["state"] == "success"
+    job = await run_jobs((await tenant.client.post(f"/projects/{project}/dataset/preview")).json()["job_id"])
+    short = job["result"]["shortfall"]
+    assert (short["wanted"], short["valid"]) == (10, job["result"]["valid"])
+    assert short["reason"].startswith(f"1 chunk gave {short['valid']} of 10 examples. Add documents")
+
+
+async def test_no_quote_is_on_both_sides_even_where_chunks_overlap(
+    tenant: Tenant, run_jobs: RunJobs, server: LLMServer
+) -> None:
+    """Sections that lie across chunks, and chunks that repeat the end of the one before."""
+    facts = [" ".join(sentences(number)) for number in range(100)]
+    content = "\n\n".join(f"# Part {at}\n\n{' '.join(facts[at * 5 : at * 5 + 5])}" for at in range(20)).encode()
+    project = await tenant.make_project()
+    assert (await tenant.upload(project, "lamps.md", content)).status_code == 201
+    body = {"chunk_size_tokens": 128, "chunk_overlap_tokens": 60}
+    job = (await tenant.client.post(f"/projects/{project}/chunks/generate", json=body)).json()
+    assert (await run_jobs(job["job_id"]))["state"] == "success"
+    job = await run_jobs(await _start(tenant, project, num_examples_target=120))
+    assert job["state"] == "success", job["error_message"]
+    listed = (await tenant.client.get(f"/projects/{project}/dataset/examples?limit=500&is_valid=true")).json()["items"]
+    sides: dict[str, set[str]] = {}
+    for item in listed:
+        sides.setdefault(item["metadata"]["quote"], set()).add(item["split"])
+    assert [quote for quote, splits in sides.items() if len(splits) > 1] == []
+    assert listed[0]["id"]
+    assert job["result"]["eval"] >= 1
+    found = job["result"]["leakage"]
+    assert found["held_out"] == job["result"]["eval"]
+    assert found["same_quote"] == 0
+    assert found["leaked"] == 0 or "worded much like" in found["explanation"]
 
 
 async def test_a_deleted_file_takes_its_examples_out_of_the_run(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from backend.datasets.splitting import held_out, path_of
+from backend.datasets.splitting import held_out, path_of, sections_of
 
 
 def test_whole_sections_are_held_out_within_the_share() -> None:
@@ -41,3 +41,37 @@ def test_one_large_section_is_never_held_out_whole() -> None:
 
 def test_a_single_example_is_for_training() -> None:
     assert held_out([path_of(1, {})], 0.9) == [False]
+
+
+def test_sections_that_leak_are_held_out_only_when_all_do() -> None:
+    paths = [path_of(1, {"headings": [f"Part {number // 5}"]}) for number in range(50)]
+    first = {path for path, out in zip(paths, held_out(paths, 0.9), strict=True) if out}
+    second = {path for path, out in zip(paths, held_out(paths, 0.9, never=first), strict=True) if out}
+    assert first
+    assert second
+    assert not first & second
+    assert sum(held_out(paths, 0.9, never=set(paths))) == 5
+    assert set(sections_of(paths, 0.9)) == set(paths)
+
+
+def test_without_headings_whole_chunks_are_held_out() -> None:
+    chunks = [number // 6 for number in range(30)]
+    for share, expected in ((0.9, 6), (0.75, 6), (0.6, 12)):
+        split = held_out([path_of(1, {})] * 30, share, chunks=chunks)
+        assert sum(split) == expected
+        sides = {chunk: {out for other, out in zip(chunks, split, strict=True) if other == chunk} for chunk in chunks}
+        assert all(len(kinds) == 1 for kinds in sides.values())
+
+
+def test_a_single_chunk_is_cut() -> None:
+    assert held_out([path_of(1, {})] * 10, 0.9, chunks=[7] * 10) == [False] * 9 + [True]
+
+
+def test_what_is_pinned_stays_and_takes_its_section_along() -> None:
+    paths = [path_of(1, {"headings": [f"Part {number // 5}"]}) for number in range(60)]
+    # Part 0 and 1 were there before, each with four examples; Part 1 is held out.
+    pinned = [bool(number // 5) if number < 10 and number % 5 else None for number in range(60)]
+    split = held_out(paths, 0.9, pinned=pinned)
+    assert split[:10] == [False] * 5 + [True] * 5
+    assert sum(split) <= 6
+    assert held_out(paths[:1], 0.9, pinned=[True]) == [True]
