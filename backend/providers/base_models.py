@@ -55,6 +55,13 @@ class ModelLibrary:
             return await asyncio.to_thread(_read_folder, model_id, self._models_dir / model_id)
         return await self._resolve_on_hub(model_id)
 
+    def is_on_disk(self, model_id: str) -> bool:
+        """Whether it is the bundled model or a folder in `models_dir`, so that `resolve` asks nobody.
+
+        Raises ModelIdInvalid, ModelNotFound.
+        """
+        return self._source(model_id) != "hub"
+
     async def tokenizer_file(self, model_id: str, revision: str | None = None) -> Path | None:
         """The model's tokenizer.json on disk, fetched from the Hub if need be (that file alone).
 

@@ -1,0 +1,1 @@
+"""Fine-tuning at outside providers, each behind the TuningProvider Protocol."""
