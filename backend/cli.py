@@ -11,6 +11,9 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="From your documents to a fine-tuned model.")
 
+admin = typer.Typer(no_args_is_help=True, help="For whoever runs the service.")
+app.add_typer(admin, name="admin")
+
 DataDir = Annotated[Path | None, typer.Option(help="The folder for everything that is kept (DATA_DIR).")]
 
 
@@ -90,6 +93,34 @@ def doctor() -> None:
     from backend.doctor import examine
 
     raise typer.Exit(examine())
+
+
+@admin.command()
+def rotate_keys() -> None:
+    """Seals users' provider keys anew under the first of ENCRYPTION_KEYS. The service may go on meanwhile."""
+    from backend.kit.config import get_settings
+    from backend.kit.crypto import Sealer
+    from backend.kit.db import Database
+    from backend.users.provider_keys import rotate
+
+    settings = get_settings()
+
+    async def run() -> tuple[int, int]:
+        import backend.models  # noqa: F401
+
+        db = Database(settings.database_url, pool_size=1)
+        try:
+            return await rotate(db, Sealer(settings.sealing_keys))
+        finally:
+            await db.close()
+
+    rotated, lost = asyncio.run(run())
+    typer.echo(f"{rotated} keys were sealed anew.")
+    if lost:
+        _fail(
+            f"{lost} keys could not be opened: list the secrets that sealed them in ENCRYPTION_KEYS, after the first."
+        )
+    typer.echo("ENCRYPTION_KEYS may now drop all but the first.")
 
 
 def _options(*, host: str, port: int, data_dir: Path | None):  # type: ignore[no-untyped-def]  # imported late

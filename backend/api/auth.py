@@ -13,11 +13,14 @@ from backend.api.session import SessionDep
 from backend.kit.errors import Unauthorized
 from backend.kit.owner import Owner
 from backend.users import queries
-from backend.users.errors import BadToken
-from backend.users.tokens import Claims
+from backend.users.errors import BadToken, LoginRequired
+from backend.users.tokens import PERSONAL_PREFIX, Claims, PersonalToken, digest
 
-_bearer = OAuth2PasswordBearer(tokenUrl="/api/auth/login", auto_error=False)
+bearer = OAuth2PasswordBearer(tokenUrl="/api/auth/login", auto_error=False)
 _CACHED_TOKENS = 10_000
+
+# What a request came with: an access token's claims, or a personal access token that is still to be looked up.
+Credentials = Claims | PersonalToken
 
 
 class VerifiedTokens:
@@ -43,33 +46,46 @@ class VerifiedTokens:
         return claims
 
 
-async def current_claims(request: Request, token: Annotated[str | None, Security(_bearer)]) -> Claims | None:
+async def current_claims(request: Request, token: Annotated[str | None, Security(bearer)]) -> Credentials | None:
     """What the token says; None when there is none and none is needed (AUTH_MODE=local)."""
     if token is None:
         if services_of(request).local_owner is None:
             raise Unauthorized()
         return None
+    if token.startswith(PERSONAL_PREFIX):
+        return PersonalToken(digest(token))
     verified: VerifiedTokens = request.app.state.verified_tokens
     return verified.verify(services_of(request), token)
 
 
-async def current_owner(
-    request: Request, session: SessionDep, token: Annotated[str | None, Security(_bearer)]
-) -> Owner:
+async def current_owner(request: Request, session: SessionDep, token: Annotated[str | None, Security(bearer)]) -> Owner:
     return await authenticate(services_of(request), session, await current_claims(request, token))
 
 
-async def authenticate(services: Services, session: AsyncSession, claims: Claims | None) -> Owner:
+ClaimsDep = Annotated[Credentials | None, Depends(current_claims)]
+
+
+async def current_login(claims: ClaimsDep) -> Claims | None:
+    """For what a machine's token may not do; None in AUTH_MODE=local. Raises LoginRequired."""
+    if isinstance(claims, PersonalToken):
+        raise LoginRequired()
+    return claims
+
+
+async def authenticate(services: Services, session: AsyncSession, claims: Credentials | None) -> Owner:
     """The owner that the request acts for. Raises Unauthorized or BadToken."""
     if claims is None:
         if services.local_owner is None:
             raise Unauthorized()
         return services.local_owner
-    owner = await queries.find_owner(session, user=claims.user, login=claims.session)
+    if isinstance(claims, PersonalToken):
+        owner = await services.token_uses.find_owner(session, claims.digest)
+    else:
+        owner = await queries.find_owner(session, user=claims.user, login=claims.session)
     if owner is None:
         raise BadToken()
     return owner
 
 
-ClaimsDep = Annotated[Claims | None, Depends(current_claims)]
+LoginDep = Annotated[Claims | None, Depends(current_login)]
 OwnerDep = Annotated[Owner, Depends(current_owner)]

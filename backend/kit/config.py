@@ -4,10 +4,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing_extensions import TypedDict
 
 AuthMode = Literal["local", "token"]
+FREE_PLAN = "Free"
+
+
+class PlanTerms(TypedDict, total=False):
+    """What a plan allows at once (null or absent: no limit), and Stripe's price of it."""
+
+    max_projects: int | None
+    max_fine_tunings: int | None
+    price_id: str | None
 
 
 class Settings(BaseSettings):
@@ -27,10 +37,32 @@ class Settings(BaseSettings):
     # Who may call
     auth_mode: AuthMode = "token"
     secret_key: SecretStr = SecretStr("")
+    # Seal what is secret at rest, the newest first; without any, a key is derived from SECRET_KEY.
+    encryption_keys: list[SecretStr] = []
     access_token_minutes: int = Field(default=30, ge=1)
     refresh_token_days: int = Field(default=30, ge=1)
     allowed_hosts: list[str] = []
     cors_origins: list[str] = []
+
+    # How often one user may call (requests in one window)
+    rate_limits: bool = True
+    rate_limit_window_seconds: int = Field(default=60, ge=1, le=3600)
+    rate_limit_upload: int = Field(default=10, ge=1)
+    rate_limit_generate: int = Field(default=5, ge=1)
+    rate_limit_train: int = Field(default=3, ge=1)
+    rate_limit_get: int = Field(default=60, ge=1)
+    rate_limit_post: int = Field(default=30, ge=1)
+    rate_limit_change: int = Field(default=60, ge=1)
+    rate_limit_login: int = Field(default=10, ge=1)
+
+    # Mail
+    smtp_host: str = ""
+    smtp_port: int = Field(default=587, ge=1, le=65_535)
+    smtp_username: str = ""
+    smtp_password: SecretStr = SecretStr("")
+    smtp_starttls: bool = True
+    mail_from: str = "FineTuneFlow <no-reply@localhost>"
+    frontend_url: str = "http://localhost:3000"
 
     # Logs
     log_level: str = "INFO"
@@ -43,14 +75,30 @@ class Settings(BaseSettings):
     extraction_timeout_seconds: float = Field(default=60.0, gt=0)
     extraction_memory_mb: int = Field(default=512, ge=256)
 
+    # Web pages
+    web_max_mb: int = Field(default=10, ge=1, le=100)
+    web_timeout_seconds: float = Field(default=20.0, gt=0)
+    web_test_hosts: list[str] = []
+
     # The language model that writes datasets: any OpenAI-compatible endpoint
     llm_base_url: str = ""
     llm_api_key: SecretStr = SecretStr("")
     llm_model: str = ""
+    llm_judge_model: str = ""
     llm_strategy: Literal["auto", "grounded", "free"] = "auto"
     llm_max_concurrency: int = Field(default=4, ge=1)
     llm_timeout_seconds: float = Field(default=120.0, gt=0)
     llm_max_attempts: int = Field(default=5, ge=1)
+
+    # Providers of models and fine-tuning
+    openai_base_url: str = "https://api.openai.com/v1"
+    anthropic_base_url: str = "https://api.anthropic.com"
+    mistral_base_url: str = "https://api.mistral.ai"
+    together_base_url: str = "https://api.together.xyz/v1"
+    fireworks_base_url: str = "https://api.fireworks.ai/inference/v1"
+    bedrock_endpoint_url: str = ""
+    # How long an answer of a fine-tuned model is waited for
+    playground_timeout_seconds: float = Field(default=30.0, gt=0, le=300)
 
     # Base models
     models_dir: Path | None = None
@@ -71,6 +119,17 @@ class Settings(BaseSettings):
 
     # Billing
     free_characters: int = Field(default=10_000, ge=0)
+    plans: dict[str, PlanTerms] = {
+        FREE_PLAN: {"max_projects": 3, "max_fine_tunings": 2},
+        "Pro": {"max_projects": 10, "max_fine_tunings": 5},
+    }
+
+    @field_validator("plans")
+    @classmethod
+    def _has_free_plan(cls, plans: dict[str, PlanTerms]) -> dict[str, PlanTerms]:
+        if FREE_PLAN not in plans:
+            raise ValueError(f"PLANS must have a plan named {FREE_PLAN}: it is everybody's who pays for none")
+        return plans
 
     @model_validator(mode="after")
     def _fill_in(self) -> "Settings":
@@ -85,6 +144,14 @@ class Settings(BaseSettings):
     def models_path(self) -> Path:
         assert self.models_dir is not None
         return self.models_dir
+
+    def provider_url(self, provider: str) -> str:
+        """Where a provider's API lies; empty for one that is not reached by a URL, or is not known."""
+        return str(getattr(self, f"{provider}_base_url", ""))
+
+    @property
+    def sealing_keys(self) -> list[str]:
+        return [key.get_secret_value() for key in self.encryption_keys] or [self.secret_key.get_secret_value()]
 
     @property
     def upload_max_file_bytes(self) -> int:

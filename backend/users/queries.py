@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.kit.db import fetch
 from backend.kit.owner import Owner
-from backend.users.models import User, UserSession
+from backend.users.models import Subscription, User, UserSession
 
 # Plain SQL: this runs on every request.
 _OWNER_OF_SESSION = """
@@ -28,6 +28,10 @@ async def find_by_email(session: AsyncSession, email: str) -> User | None:
 
 async def get_user(session: AsyncSession, owner: Owner) -> User:
     return (await session.scalars(select(User).where(User.id == owner.id))).one()
+
+
+async def find_subscription(session: AsyncSession, owner: Owner) -> Subscription | None:
+    return await session.scalar(select(Subscription).where(Subscription.user_id == owner.id))
 
 
 async def find_session_for_update(session: AsyncSession, login: UUID) -> UserSession | None:

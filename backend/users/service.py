@@ -1,10 +1,11 @@
-"""What people do with their accounts: register, log in, refresh, log out."""
+"""What people do with their accounts: register, log in, refresh, log out, change their profile and password."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,7 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.kit.db import Database
 from backend.kit.owner import Owner
 from backend.users import passwords, queries
-from backend.users.errors import BadCredentials, BadToken, EmailTaken, RefreshTokenReused
+from backend.users.errors import (
+    BadCredentials,
+    BadToken,
+    EmailTaken,
+    RefreshTokenReused,
+    WrongPassword,
+)
 from backend.users.models import User, UserSession
 from backend.users.tokens import TokenSigner, digest
 
@@ -38,8 +45,10 @@ class Login:
     refresh_token: str
 
 
-async def register(session: AsyncSession, *, email: str, password: str, name: str) -> User:
-    user = User(email=email, password_hash=await passwords.hash_password(password), name=name)
+async def register(session: AsyncSession, *, email: str, password: str, name: str, language: str = "fr") -> User:
+    """Raises EmailTaken."""
+    hashed = await passwords.hash_password(password)
+    user = User(email=email, password_hash=hashed, name=name, language=language)
     try:
         async with session.begin_nested():
             session.add(user)
@@ -58,13 +67,19 @@ async def log_in(
     hashed = user.password_hash if user is not None and known else None
     if not await passwords.verify_password(password, hashed) or user is None or not user.is_active:
         raise BadCredentials()
+    now = datetime.now(UTC)
     login = UserSession(
         user_id=user.id,
         refresh_digest="",
-        expires_at=datetime.now(UTC) + lifetimes.refresh,
+        expires_at=now + lifetimes.refresh,
         user_agent=user_agent[:300],
+        last_used_at=now,
     )
     async with db.transaction() as session:
+        # A password that was changed while it was checked opens nothing: its change ends the sessions that it sees.
+        unchanged = select(User.id).where(User.id == user.id, User.password_hash == user.password_hash, User.is_active)
+        if await session.scalar(unchanged.with_for_update(read=True)) is None:
+            raise BadCredentials()
         session.add(login)
         await session.flush()
         return _issue(signer, lifetimes, user, login)
@@ -83,7 +98,8 @@ async def refresh(session: AsyncSession, signer: TokenSigner, lifetimes: Lifetim
     user = await session.get_one(User, login.user_id)
     if not user.is_active:
         raise BadToken()
-    login.expires_at = datetime.now(UTC) + lifetimes.refresh
+    login.last_used_at = datetime.now(UTC)
+    login.expires_at = login.last_used_at + lifetimes.refresh
     return _issue(signer, lifetimes, user, login)
 
 
@@ -94,6 +110,24 @@ async def end_session(session: AsyncSession, login: UUID) -> None:
         .where(UserSession.public_id == login, UserSession.revoked_at.is_(None))
         .values(revoked_at=func.now())
     )
+
+
+async def check_password(db: Database, owner: Owner, password: str) -> User:
+    """The user, when it is the right password. No connection is held meanwhile. Raises WrongPassword."""
+    async with db.transaction() as session:
+        user = await queries.get_user(session, owner)
+    if user.password_hash == _NO_PASSWORD or not await passwords.verify_password(password, user.password_hash):
+        raise WrongPassword()
+    return user
+
+
+async def change_profile(session: AsyncSession, owner: Owner, changes: dict[str, Any]) -> User:
+    """Sets the given fields: name, has_completed_onboarding, language."""
+    user = await queries.get_user(session, owner)
+    for field, value in changes.items():
+        setattr(user, field, value)
+    await session.flush()
+    return user
 
 
 async def seed_local_owner(session: AsyncSession) -> Owner:

@@ -17,6 +17,8 @@ ALGORITHM = "HS256"
 ISSUER = "finetuneflow"
 AUDIENCE = "finetuneflow-api"
 MINIMUM_KEY_BYTES = 32
+# What personal access tokens begin with, so that they are told from JSON Web Tokens, and found by scanners of secrets.
+PERSONAL_PREFIX = "ftf_"
 _REQUIRED = ("exp", "iat", "aud", "iss", "sub", "sid", "jti", "typ")
 
 
@@ -28,6 +30,13 @@ class Claims:
     session: UUID
     token_id: str
     expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalToken:
+    """A personal access token that a request carries, by its digest; not yet looked up."""
+
+    digest: str
 
 
 class TokenSigner:
@@ -86,5 +95,5 @@ class TokenSigner:
 
 
 def digest(token: str) -> str:
-    """What is stored of a refresh token: its SHA-256, hexadecimal."""
+    """What is stored of a token: its SHA-256, hexadecimal. It is random and long enough to need no salt."""
     return hashlib.sha256(token.encode()).hexdigest()
