@@ -10,6 +10,20 @@ class ContentNotFound(NotFound):
     template = "There is no such file in this project."
 
 
+class UnknownContent(NotFound):
+    code = "CONTENT_NOT_FOUND"
+    template = "There is no such content."
+
+
+class TranscriptionNotAvailable(DomainError):
+    status = 503
+    code = "TRANSCRIPTION_NOT_AVAILABLE"
+    template = (
+        "This installation cannot write down speech, so audio, video and YouTube are not taken. "
+        "Upload the transcript as a text file instead."
+    )
+
+
 class UnsupportedType(DomainError):
     code = "UNSUPPORTED_FILE_TYPE"
     template = "File '{filename}' has unsupported MIME type '{mime_type}'"
@@ -23,6 +37,19 @@ class UnsupportedType(DomainError):
 class UnknownKind(DomainError):
     code = "UNKNOWN_FILE_KIND"
     template = "kind must be one of {accepted}. Send it as a form field beside 'files'."
+
+
+class UnknownPurpose(DomainError):
+    code = "UNKNOWN_PURPOSE"
+    template = (
+        "purpose must be one of {accepted}: rows to train on, or an evaluation set that examples must stay clear of. "
+        "Send it as a form field beside 'files'."
+    )
+
+
+class UnknownSplit(DomainError):
+    code = "UNKNOWN_SPLIT"
+    template = "split must be one of {accepted}. Send it as a form field beside 'files'."
 
 
 class NoFiles(DomainError):
@@ -49,6 +76,18 @@ class DocumentRejected(DomainError):
     def __init__(self, code: str, detail: str, **context: Any) -> None:
         super().__init__(detail, **context)
         self.code = code
+
+
+class DatasetHasNoRows(DomainError):
+    """Carries the report of the import in its context."""
+
+    code = "DATASET_HAS_NO_ROWS"
+    template = "{filename} has no row that can become an example. {reasons} Correct the rows and upload the file again."
+
+    def __init__(self, *, filename: str, report: dict[str, Any]) -> None:
+        reasons = " ".join(f"Row {error['line']}: {error['message']}" for error in report["errors"][:3])
+        super().__init__(filename=filename, reasons=reasons or "It holds no row at all.")
+        self.context = {"filename": filename, **report, "errors": report["errors"][:20]}
 
 
 class NoDocuments(DomainError):

@@ -15,7 +15,9 @@ class Content(Record):
 
     project_id: Mapped[int] = mapped_column(BigInteger, ForeignKey("projects.id", ondelete="CASCADE"))
     kind: Mapped[str] = mapped_column(String(20))  # raw_doc or dataset_upload
-    type: Mapped[str] = mapped_column(String(20))  # pdf, docx, markdown, text, website, youtube, audio, json, jsonl, csv
+    type: Mapped[str] = mapped_column(
+        String(20)
+    )  # pdf, docx, markdown, text, website, youtube, audio, json, jsonl, csv
     name: Mapped[str] = mapped_column(String(255))
     description: Mapped[str | None] = mapped_column(Text)
     mime_type: Mapped[str] = mapped_column(String(120))

@@ -7,8 +7,11 @@ from uuid import UUID
 from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.contents.errors import ContentNotFound
+from backend.contents.errors import ContentNotFound, UnknownContent
 from backend.contents.models import Chunk, Content
+from backend.jobs.models import Job
+from backend.kit.db import is_one_of
+from backend.kit.owner import Owner
 from backend.kit.pagination import Page, Window
 from backend.projects.models import Project
 
@@ -22,8 +25,47 @@ async def get_content(session: AsyncSession, project: Project, public_id: UUID) 
     return content
 
 
+async def get_by_number(session: AsyncSession, owner: Owner, number: int) -> Content:
+    """By the integer id that the platform face shows, in any project of the owner."""
+    content = await session.scalar(
+        select(Content)
+        .join(Project, Project.id == Content.project_id)
+        .where(Content.id == number, Project.user_id == owner.id)
+    )
+    if content is None:
+        raise UnknownContent()
+    return content
+
+
+async def page_by_number(
+    session: AsyncSession, owner: Owner, window: Window, *, project: Project | None = None
+) -> Page[Content]:
+    """The owner's contents in any state, newest first; of one project if it is given."""
+    conditions = [Project.user_id == owner.id]
+    if project is not None:
+        conditions.append(Content.project_id == project.id)
+    mine = select(Content).join(Project, Project.id == Content.project_id).where(*conditions)
+    rows = await session.scalars(mine.order_by(Content.id.desc()).limit(window.limit).offset(window.offset))
+    total = await session.scalar(
+        select(func.count()).select_from(Content).join(Project, Project.id == Content.project_id).where(*conditions)
+    )
+    return Page(rows.all(), int(total or 0))
+
+
+async def job_names(session: AsyncSession, contents: Sequence[Content]) -> dict[int, UUID]:
+    """The public ids of the jobs that fetch or transcribe these contents, by the jobs' numbers."""
+    numbers = [content.job_id for content in contents if content.job_id is not None]
+    if not numbers:
+        return {}
+    rows = await session.execute(select(Job.id, Job.public_id).where(is_one_of(Job.id, numbers)))
+    return {row.id: row.public_id for row in rows}
+
+
 async def list_contents(session: AsyncSession, project_id: int, *, kind: str | None = None) -> Sequence[Content]:
-    statement = select(Content).where(Content.project_id == project_id).order_by(Content.id)
+    """The contents of a project that have their text or rows; what is still fetched or failed is not among them."""
+    statement = (
+        select(Content).where(Content.project_id == project_id, Content.text_key.is_not(None)).order_by(Content.id)
+    )
     if kind is not None:
         statement = statement.where(Content.kind == kind)
     return (await session.scalars(statement)).all()
@@ -34,10 +76,35 @@ async def stored_bytes(session: AsyncSession, project_id: int) -> int:
     return int(total or 0)
 
 
-async def character_count(session: AsyncSession, project_id: int) -> int:
-    """Characters of all documents of a project, as the server counted them."""
-    total = await session.scalar(select(func.sum(Content.character_count)).where(Content.project_id == project_id))
-    return int(total or 0)
+async def character_count(session: AsyncSession, project_id: int, *, content_ids: Sequence[int] | None = None) -> int:
+    """Characters of all documents of a project, or of those given, as the server counted them."""
+    statement = select(func.sum(Content.character_count)).where(Content.project_id == project_id)
+    if content_ids is not None:
+        statement = statement.where(is_one_of(Content.id, content_ids))
+    return int(await session.scalar(statement) or 0)
+
+
+async def list_by_number(session: AsyncSession, project_id: int, numbers: Sequence[int]) -> Sequence[Content]:
+    """By the integer ids that the platform face shows, each once. Raises UnknownContent when one is not there."""
+    wanted = set(numbers)
+    found = await session.scalars(
+        select(Content)
+        .where(Content.project_id == project_id, is_one_of(Content.id, sorted(wanted)))
+        .order_by(Content.id)
+    )
+    contents = found.all()
+    if len(contents) < len(wanted):
+        raise UnknownContent()
+    return contents
+
+
+async def without_chunks(session: AsyncSession, content_ids: Sequence[int]) -> Sequence[int]:
+    """Those of the contents that have no chunk."""
+    chunked = select(Chunk.id).where(Chunk.content_id == Content.id).exists()
+    found = await session.scalars(
+        select(Content.id).where(is_one_of(Content.id, content_ids), ~chunked).order_by(Content.id)
+    )
+    return found.all()
 
 
 async def stored_keys(session: AsyncSession) -> set[str]:
