@@ -17,6 +17,7 @@ app.conf.update(
         "celery_app.tasks.datasets",
         "celery_app.tasks.jobs",
         "celery_app.tasks.training",
+        "celery_app.tasks.users",
     ],
     beat_schedule=beat.schedule(get_settings()),
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from backend.kit.config import Settings
+from backend.training import polling
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -13,6 +14,16 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             "task": "jobs.sweep",
             "schedule": every,
             "options": {"queue": "control", "expires": max(every, 1.0) * 2, "retry": False},
+        },
+        polling.TASK: {
+            "task": polling.TASK,
+            "schedule": polling.PERIOD_SECONDS,
+            "options": {"queue": "default", "expires": polling.PERIOD_SECONDS * 2, "retry": False},
+        },
+        "idempotency.sweep": {
+            "task": "idempotency.sweep",
+            "schedule": 3600.0,
+            "options": {"queue": "control", "expires": 3600.0, "retry": False},
         },
         "storage.sweep": {
             "task": "storage.sweep",

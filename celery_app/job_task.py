@@ -78,7 +78,13 @@ async def _outcome(current: Runtime, claim: Claim, task: "asyncio.Future[dict[st
         if watch.reason is Reason.CANCELLED:
             return await _finish(current, claim, JobState.CANCELLED)
         if watch.reason is not None or _told_to_end():
-            return await _put_back(current, claim, delay_seconds=0.0, counts=False)
+            return await _put_back(
+                current,
+                claim,
+                delay_seconds=0.0,
+                counts=False,
+                message="The worker was stopped. Another one takes the job up again.",
+            )
         return await _failed(current, claim, _root(error))
     return await _finish(current, claim, JobState.SUCCESS, result=result)
 
@@ -91,7 +97,12 @@ async def _failed(current: Runtime, claim: Claim, error: BaseException) -> Job |
     if (domain.retryable if domain else _lost_connection(error)) and claim.attempts < claim.max_attempts:
         delay = queue.retry_delay_seconds(claim.attempts)
         log.warning("job is tried again in %.0f s: %s", delay, error)
-        return await _put_back(current, claim, delay_seconds=delay, counts=True)
+        reason = domain.detail if domain is not None else "A server that the job needs is away."
+        message = f"Attempt {claim.attempts} of {claim.max_attempts} failed; the next one is in {delay:.0f} s. {reason}"
+        ended = await _put_back(current, claim, delay_seconds=delay, counts=True, message=message)
+        if ended is None:
+            await current.events.publish(claim.public_id, "log", {"message": message})
+        return ended
     if domain is not None:
         return await _finish(current, claim, JobState.FAILED, error_code=domain.code, error_message=domain.detail)
     log.error("job fails by an error of ours", exc_info=error)
@@ -112,10 +123,10 @@ async def _finish(current: Runtime, claim: Claim, state: JobState, **values: Any
     return await _persist(write)
 
 
-async def _put_back(current: Runtime, claim: Claim, *, delay_seconds: float, counts: bool) -> Job | None:
+async def _put_back(current: Runtime, claim: Claim, *, delay_seconds: float, counts: bool, message: str) -> Job | None:
     async def write() -> Job | None:
         async with current.db.transaction() as session:
-            return await queue.put_back(session, claim, delay_seconds=delay_seconds, counts=counts)
+            return await queue.put_back(session, claim, delay_seconds=delay_seconds, counts=counts, message=message)
 
     return await _persist(write)
 

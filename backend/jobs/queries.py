@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.jobs.errors import JobNotFound
@@ -35,6 +35,11 @@ async def list_jobs(
     if state is not None:
         statement = statement.where(Job.state == state)
     return (await session.scalars(statement.order_by(Job.id.desc()).limit(limit).offset(offset))).all()
+
+
+async def list_of_owner(session: AsyncSession, owner: Owner) -> Sequence[Row[UUID, str]]:
+    """The public id and state of every job of a user."""
+    return (await session.execute(select(Job.public_id, Job.state).where(Job.user_id == owner.id))).all()
 
 
 async def live_jobs(session: AsyncSession, project_id: int) -> Sequence[Job]:

@@ -176,8 +176,12 @@ async def finish(
     )
 
 
-async def put_back(session: AsyncSession, claim: Claim, *, delay_seconds: float, counts: bool) -> Job | None:
+async def put_back(
+    session: AsyncSession, claim: Claim, *, delay_seconds: float, counts: bool, message: str | None = None
+) -> Job | None:
     """Returns a claimed job to its queue; `counts=False` gives the attempt back (the worker was told to stop).
+
+    `message` says why, and is what the job shows while it waits (None: what it said last).
 
     A job whose cancel was asked for meanwhile ends instead, and is returned. Raises LeaseLost.
     """
@@ -191,6 +195,7 @@ async def put_back(session: AsyncSession, claim: Claim, *, delay_seconds: float,
             dispatched_at=None,
             attempts=Job.attempts if counts else Job.attempts - 1,
             available_at=_in_seconds(delay_seconds),
+            message=Job.message if message is None else message,
         )
         .returning(Job.id)
     )
@@ -263,6 +268,7 @@ async def requeue_expired(session: AsyncSession) -> int:
             worker=None,
             lease_until=None,
             dispatched_at=None,
+            message="The worker was lost. Another one takes the job up again.",
             available_at=_NOW + pause * text("interval '1 second'"),
         )
         .returning(Job.id)

@@ -110,7 +110,7 @@ def end_event(job: Job) -> tuple[str, dict[str, object]]:
         return "error", {"status": job.state, "error": job.error_message, "error_code": job.error_code}
     data: dict[str, object] = {"status": job.state}
     if job.started_at is not None and job.finished_at is not None:
-        data["duration_seconds"] = round((job.finished_at - job.started_at).total_seconds(), 3)
+        data["duration_seconds"] = round((job.finished_at - job.started_at).total_seconds())
     return "complete", {**data, **(job.result or {})}
 
 

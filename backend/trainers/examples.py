@@ -38,7 +38,8 @@ class EncodedSet:
 def read_conversations(path: Path) -> list[list[Message]]:
     """Read `{"messages": [...]}` lines. Raises TrainerError DATASET_UNUSABLE that names the first bad line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: texts may hold other line ends, such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainerError(DATASET_UNUSABLE, f"The dataset file {path.name} cannot be read: {error}.") from error
     conversations = []

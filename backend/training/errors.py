@@ -1,7 +1,5 @@
 """What can go wrong with training, evaluation and export."""
 
-from typing import Any
-
 from backend.kit.errors import Conflict, DomainError, NotFound
 
 
@@ -75,9 +73,69 @@ class NothingToExport(DomainError):
 
 class ExportNotFound(NotFound):
     code = "EXPORT_NOT_FOUND"
+    template = "There is no export file '{filename}'. Make the export with POST /projects/{{project_id}}/export first."
 
-    def __init__(self, filename: str, **context: Any) -> None:
-        detail = (
-            f"There is no export file '{filename}'. Make the export with POST /projects/{{project_id}}/export first."
-        )
-        super().__init__(detail, **context)
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename=filename)
+
+
+class FineTuningNotFound(NotFound):
+    code = "FINE_TUNING_NOT_FOUND"
+    template = "There is no such fine-tuning. GET /api/fine-tunings lists yours."
+
+
+class DatasetNotReady(DomainError):
+    code = "DATASET_NOT_READY"
+    template = "Dataset {dataset_id} cannot be trained on yet: it is '{state}'. Wait until it is 'ready'."
+
+
+class DatasetTooSmall(DomainError):
+    code = "DATASET_TOO_SMALL"
+    template = (
+        "{provider} takes no fewer than {least} training examples, and the dataset has {examples}. Add pairs first."
+    )
+
+
+class DatasetTooLarge(DomainError):
+    code = "DATASET_TOO_LARGE"
+    template = (
+        "{provider} takes no more than {most} training examples, and the dataset has {examples}. "
+        "Remove some, or train elsewhere."
+    )
+
+
+class FineTuningEnded(Conflict):
+    code = "FINE_TUNING_ENDED"
+    template = "The fine-tuning is over ({state}); there is nothing to cancel."
+
+
+class FineTuningStillEnding(Conflict):
+    code = "FINE_TUNING_STILL_ENDING"
+    template = "The fine-tuning is being cancelled first. Delete it again once its status is no longer changing."
+
+
+class FineTuningNotFinished(DomainError):
+    code = "FINE_TUNING_NOT_FINISHED"
+    template = "The fine-tuning has no model to ask: it is '{state}'. Wait until it is 'completed'."
+
+
+class NoAnswerInTime(DomainError):
+    status = 503
+    code = "PLAYGROUND_TIMEOUT"
+    template = "The model gave no answer within {seconds:g} seconds. Other work may be in front of it: try again later."
+
+
+class AnswerFailed(DomainError):
+    """The job that asked the model failed; code and sentence are its own."""
+
+    status = 503
+    code = "PLAYGROUND_FAILED"
+    template = "The model could not be asked: {reason}"
+
+
+class ProviderKeyGone(DomainError):
+    code = "PROVIDER_KEY_DELETED"
+    template = (
+        "Your key for {provider} was deleted while the job was there, so that it can no longer be followed. "
+        "Look at it in your account at {provider}; for another run, add a key with POST /api/users/me/api-keys."
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import delete
 
+from backend.datasets.versions import VersionName
 from backend.jobs.running import JobRun
 from backend.projects import queries as project_queries
 from backend.projects import service as projects
@@ -28,6 +29,7 @@ async def export(run: JobRun, storage: Storage) -> dict[str, Any]:
     async with run.reading() as session:
         fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
         project = await project_queries.get_by_id(session, run.project_id)
+        version = await queries.version_of(session, fine_tuning)
         adapter = await queries.list_artifacts(session, fine_tuning.id, queries.ADAPTER)
         previous = [item.file_key for item in await queries.list_artifacts(session, fine_tuning.id, queries.EXPORT)]
     prefix = f"{projects.folder_of(project)}/exports/{fine_tuning.public_id}/{run.claim.public_id}-{run.claim.fence}"
@@ -38,7 +40,7 @@ async def export(run: JobRun, storage: Storage) -> dict[str, Any]:
             for number, artifact in enumerate(adapter):
                 await run.progress(60 * number / len(adapter), f"Collecting {artifact.filename}")
                 await storage.save_to(artifact.file_key, folder / artifact.filename)
-            _describe(folder, project, fine_tuning)
+            _describe(folder, project, fine_tuning, version)
             await run.progress(60, "Packing the archive", force=True)
             await asyncio.to_thread(pack, folder, folder / ARCHIVE)
             paths = sorted(folder.iterdir(), key=_order)
@@ -70,10 +72,10 @@ def pack(folder: Path, archive: Path) -> None:
                     target.write(part)
 
 
-def _describe(folder: Path, project: Project, fine_tuning: FineTuning) -> None:
+def _describe(folder: Path, project: Project, fine_tuning: FineTuning, version: VersionName | None) -> None:
     metrics = fine_tuning.metrics
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(render_report(project, fine_tuning), encoding="utf-8")
+    (folder / "report.md").write_text(render_report(project, fine_tuning, version), encoding="utf-8")
 
 
 def _order(path: Path) -> tuple[int, str]:

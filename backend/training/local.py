@@ -4,15 +4,14 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import delete, func, update
 
-from backend.datasets import queries as dataset_queries
-from backend.datasets.models import Example
+from backend.datasets import exporting, formats, versions
+from backend.datasets.versions import VersionName
 from backend.jobs.running import JobRun
 from backend.kit.config import Settings
 from backend.kit.text import storable
@@ -21,13 +20,14 @@ from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.providers.base_models import ModelLibrary
 from backend.storage import Storage, file_digest
-from backend.training import queries
+from backend.training import queries, statuses
 from backend.training.child import OnEvent, run_trainer
 from backend.training.errors import TrainerFailed, TrainerKeepsBeingKilled, TrainerKilled
 from backend.training.models import Artifact, FineTuning
 
 # Where each part of a run lies on its progress bar, in percent.
 _PREPARED, _TRAINED, _EVALUATED = 5.0, 85.0, 97.0
+_SPLITS: tuple[Literal["eval", "train"], ...] = ("eval", "train")
 _SAMPLES = 6
 _KILLED_ATTEMPTS = 3
 _SAMPLE_TOKENS = 96
@@ -58,19 +58,21 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
     async with run.reading() as session:
         fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
         project = await project_queries.get_by_id(session, run.project_id)
-        train_rows = await dataset_queries.list_valid(session, fine_tuning.dataset_id, "train")
-        eval_rows = await dataset_queries.list_valid(session, fine_tuning.dataset_id, "eval")
     await _set(run, fine_tuning, status="preparing", started_at=func.coalesce(FineTuning.started_at, func.now()))
     folder = run_folder(bench.settings, fine_tuning)
-    # Written by the first attempt only: the run goes on with the data that it began with, whatever is edited meanwhile.
+    name = await _version(run, fine_tuning)
+    # The training set is written last: where it is, both are whole.
     if not (folder / "train.jsonl").exists():
-        write_conversations(folder / "eval.jsonl", eval_rows)
-        write_conversations(folder / "train.jsonl", train_rows)
+        for split in _SPLITS:
+            await write_conversations(
+                folder / f"{split}.jsonl", run.reading, fine_tuning.dataset_id, split, name.version
+            )
     has_eval = (folder / "eval.jsonl").stat().st_size > 0
     base = await _base_model(run, bench, project, fine_tuning)
 
     await _set(run, fine_tuning, status="training")
     metrics = await _run_training(run, bench, fine_tuning, folder, base, has_eval=has_eval)
+    _name_version(folder / "out" / "training_config.json", name)
     # What the run is for comes first: nothing that goes wrong from here on can lose the adapter.
     await _keep(run, bench, project, fine_tuning, folder, metrics)
     if has_eval:
@@ -94,6 +96,19 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
 
 async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
     """Asks the base and the tuned model the same questions."""
+    prompts = [[{"role": "user", "content": question}] for question in run.params["questions"]]
+    rows = await answer(run, bench, prompts, ["base", "tuned"], int(run.params["max_new_tokens"]))
+    return {
+        "answers": [
+            {"question": row["messages"][-1]["content"], "base": row["base"], "tuned": row["tuned"]} for row in rows
+        ]
+    }
+
+
+async def answer(
+    run: JobRun, bench: Bench, prompts: list[list[dict[str, str]]], which: list[str], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """The answers of a finished run's models to conversations: {messages, and a text for each of `which`}."""
     async with run.reading() as session:
         fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
         project = await project_queries.get_by_id(session, run.project_id)
@@ -107,9 +122,10 @@ async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
         config = {
             "base_model": str(base),
             "adapter": str(folder / "adapter"),
-            "prompts": [[{"role": "user", "content": question}] for question in run.params["questions"]],
+            "prompts": prompts,
             "output_file": str(folder / "answers.json"),
-            "max_new_tokens": int(run.params["max_new_tokens"]),
+            "which": which,
+            "max_new_tokens": max_new_tokens,
             "load_in_4bit": fine_tuning.method == "qlora",
             "device": bench.settings.training_device,
             "threads": bench.settings.training_threads,
@@ -120,14 +136,10 @@ async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
                 await run.progress(float(event["progress_pct"]), str(event["message"]))
 
         await _run_child(run, bench, "generate", config, folder, on_event)
-        answers = _read_json(folder / "answers.json")["answers"]
+        answers: list[dict[str, Any]] = _read_json(folder / "answers.json")["answers"]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {
-        "answers": [
-            {"question": row["messages"][-1]["content"], "base": row["base"], "tuned": row["tuned"]} for row in answers
-        ]
-    }
+    return answers
 
 
 def run_folder(settings: Settings, fine_tuning: FineTuning) -> Path:
@@ -135,22 +147,41 @@ def run_folder(settings: Settings, fine_tuning: FineTuning) -> Path:
     return settings.data_dir / "runs" / str(fine_tuning.public_id)
 
 
-def conversation_of(example: Example) -> dict[str, Any]:
-    """An example as chat messages: the input stands below the instruction when there is one."""
-    question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": example.output},
-        ]
-    }
-
-
-def write_conversations(path: Path, examples: Sequence[Example]) -> None:
+async def write_conversations(
+    path: Path, open: exporting.Open, dataset_id: int, split: Literal["train", "eval"], version: int
+) -> None:
+    """Writes one split of a frozen version as {"messages": [...]} lines, in the order of the examples."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(conversation_of(example), ensure_ascii=False) for example in examples)
     aside = path.with_suffix(".part")
-    aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    batches = exporting.rows(open, dataset_id, split=split, version=version)
+    with aside.open("w", encoding="utf-8") as file:
+        async for batch in batches:
+            for row in batch:
+                messages = formats.messages_of(row.instruction, row.input, row.output, row.history)
+                # In ASCII, because a text may hold characters that end a line for some readers (U+2028).
+                file.write(json.dumps({"messages": messages}) + "\n")
+    aside.replace(path)
+
+
+async def _version(run: JobRun, fine_tuning: FineTuning) -> VersionName:
+    """The version that the run trains on; one that was queued before there were versions gets its own now."""
+    if fine_tuning.dataset_version is None:
+        async with run.writing() as session:
+            version, _ = await versions.freeze(session, fine_tuning.dataset_id)
+            of_run = update(FineTuning).where(FineTuning.id == fine_tuning.id)
+            await session.execute(of_run.values(dataset_version=version.number))
+            return await versions.name_of(session, version)
+    async with run.reading() as session:
+        name = await queries.version_of(session, fine_tuning)
+    assert name is not None, "it has a number"
+    return name
+
+
+def _name_version(path: Path, name: VersionName) -> None:
+    """Adds the version to the trainer's own description of the run."""
+    described = {**json.loads(path.read_text(encoding="utf-8")), "dataset": name.as_dict()}
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(path)
 
 
@@ -310,8 +341,11 @@ async def _keep(
 
 
 async def _set(run: JobRun, fine_tuning: FineTuning, **values: Any) -> None:
+    statement = update(FineTuning).where(FineTuning.id == fine_tuning.id)
+    if "status" in values:
+        statement = statement.where(FineTuning.status.in_(statuses.sources_of(values["status"])))
     async with run.writing() as session:
-        await session.execute(update(FineTuning).where(FineTuning.id == fine_tuning.id).values(**values))
+        await session.execute(statement.values(**values))
 
 
 _SHOWN = ("train_loss", "eval_loss", "learning_rate", "epoch")

@@ -1,42 +1,127 @@
 """SELECTs over the fine-tunings of a project that the caller owns."""
 
+from collections import defaultdict
 from collections.abc import Sequence
+from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.datasets import queries as dataset_queries
+from backend.datasets import versions
+from backend.datasets.models import Dataset
+from backend.datasets.versions import VersionName
 from backend.jobs.models import Job
 from backend.jobs.states import LIVE
-from backend.training.errors import ExportNotFound
+from backend.kit.owner import Owner
+from backend.kit.pagination import Page, Window
+from backend.projects import queries as project_queries
+from backend.projects.models import Project
+from backend.training import statuses
+from backend.training.errors import ExportNotFound, FineTuningNotFound
 from backend.training.models import Artifact, FineTuning, HardwareReport
 
 ADAPTER = "adapter"
 EXPORT = "export"
 
 
-async def find_latest(session: AsyncSession, project_id: int, *, status: str | None = None) -> FineTuning | None:
+async def find_latest(
+    session: AsyncSession, project_id: int, *, status: str | None = None, provider: str | None = None
+) -> FineTuning | None:
     statement = select(FineTuning).where(FineTuning.project_id == project_id)
     if status is not None:
         statement = statement.where(FineTuning.status == status)
+    if provider is not None:
+        statement = statement.where(FineTuning.provider == provider)
     return await session.scalar(statement.order_by(FineTuning.id.desc()).limit(1))
 
 
-async def live_folder_names(session: AsyncSession) -> set[str]:
-    """The worker folders of all owners' runs and comparisons that have not ended."""
-    runs = await session.scalars(
-        select(FineTuning.public_id).where(FineTuning.status.in_(("queued", "preparing", "training")))
+async def get_by_number(session: AsyncSession, owner: Owner, number: int) -> FineTuning:
+    """By the integer id that the platform face shows. Raises FineTuningNotFound."""
+    statement = select(FineTuning).join(Project, Project.id == FineTuning.project_id)
+    run = await session.scalar(statement.where(FineTuning.id == number, Project.user_id == owner.id))
+    if run is None:
+        raise FineTuningNotFound()
+    return run
+
+
+async def page_by_number(
+    session: AsyncSession, owner: Owner, window: Window, *, dataset_id: int | None = None, project_id: int | None = None
+) -> Page[FineTuning]:
+    """The owner's fine-tunings, newest first. Raises DatasetNotFound, ProjectNotFound for those of others."""
+    of_owner = FineTuning.project_id.in_(select(Project.id).where(Project.user_id == owner.id))
+    conditions: list[ColumnElement[bool]] = [of_owner]
+    if dataset_id is not None:
+        dataset, _ = await get_dataset(session, owner, dataset_id)
+        conditions.append(FineTuning.dataset_id == dataset.id)
+    if project_id is not None:
+        project = await project_queries.get_by_number(session, owner, project_id)
+        conditions.append(FineTuning.project_id == project.id)
+    rows = await session.scalars(
+        select(FineTuning).where(*conditions).order_by(FineTuning.id.desc()).limit(window.limit).offset(window.offset)
     )
-    comparisons = await session.scalars(select(Job.public_id).where(Job.kind == "model_compare", Job.state.in_(LIVE)))
+    total = await session.scalar(select(func.count()).select_from(FineTuning).where(*conditions))
+    return Page(rows.all(), int(total or 0))
+
+
+async def get_dataset(session: AsyncSession, owner: Owner, number: int) -> tuple[Dataset, Project]:
+    """A dataset by its integer id, with its project. Raises DatasetNotFound."""
+    dataset = await dataset_queries.get_by_number(session, owner, number)
+    return dataset, await session.get_one(Project, dataset.project_id)
+
+
+async def live_folder_names(session: AsyncSession) -> set[str]:
+    """The worker folders of all owners' runs, comparisons and questions that have not ended."""
+    runs = await session.scalars(select(FineTuning.public_id).where(FineTuning.status.in_(statuses.LIVE)))
+    asking = Job.kind.in_(("model_compare", "playground"))
+    comparisons = await session.scalars(select(Job.public_id).where(asking, Job.state.in_(LIVE)))
     return {str(public_id) for public_id in runs.all()} | {f"compare-{public_id}" for public_id in comparisons.all()}
 
 
-async def stored_keys(session: AsyncSession) -> set[str]:
-    """The storage keys that artifacts of all owners name."""
-    return set((await session.scalars(select(Artifact.file_key))).all())
+async def stored_keys(session: AsyncSession, fine_tuning_id: int | None = None) -> set[str]:
+    """The storage keys that the artifacts of one run, or of all owners, name."""
+    statement = select(Artifact.file_key)
+    if fine_tuning_id is not None:
+        statement = statement.where(Artifact.fine_tuning_id == fine_tuning_id)
+    return set((await session.scalars(statement)).all())
 
 
-async def find_by_job(session: AsyncSession, job_id: int) -> FineTuning | None:
-    return await session.scalar(select(FineTuning).where(FineTuning.job_id == job_id))
+async def find_by_job(session: AsyncSession, job_id: int, *, lock: bool = False) -> FineTuning | None:
+    """The run of a job; with `lock` read anew, and held until the transaction ends."""
+    statement = select(FineTuning).where(FineTuning.job_id == job_id)
+    if lock:
+        statement = statement.with_for_update(key_share=True).execution_options(populate_existing=True)
+    return await session.scalar(statement)
+
+
+async def version_of(session: AsyncSession, fine_tuning: FineTuning) -> VersionName | None:
+    """The frozen examples of a run; None for one of a time when there were no versions."""
+    if fine_tuning.dataset_version is None:
+        return None
+    version = await versions.get(session, fine_tuning.dataset_id, fine_tuning.dataset_version)
+    return await versions.name_of(session, version)
+
+
+async def runs_by_version(session: AsyncSession, project_id: int) -> dict[tuple[int, int], list[UUID]]:
+    """The project's runs by (dataset's id, version's number), oldest first."""
+    rows = await session.execute(
+        select(FineTuning.dataset_id, FineTuning.dataset_version, FineTuning.public_id)
+        .where(FineTuning.project_id == project_id)
+        .order_by(FineTuning.id)
+    )
+    runs: dict[tuple[int, int], list[UUID]] = defaultdict(list)
+    for dataset_id, number, public_id in rows:
+        if number is not None:
+            runs[dataset_id, number].append(public_id)
+    return runs
+
+
+async def numbers_of_dataset(session: AsyncSession, dataset_id: int) -> Sequence[int]:
+    """The fine-tunings, ended ones too, that name a dataset."""
+    found = await session.scalars(
+        select(FineTuning.id).where(FineTuning.dataset_id == dataset_id).order_by(FineTuning.id)
+    )
+    return found.all()
 
 
 async def list_artifacts(session: AsyncSession, fine_tuning_id: int, role: str) -> Sequence[Artifact]:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from backend.datasets.versions import VersionName
 from backend.projects.models import Project
 from backend.training.models import FineTuning
 
 
-def render_report(project: Project, fine_tuning: FineTuning) -> str:
+def render_report(project: Project, fine_tuning: FineTuning, version: VersionName | None) -> str:
     """Markdown; every figure comes from the run's own metrics."""
     metrics = fine_tuning.metrics
     lines = [
@@ -14,6 +15,7 @@ def render_report(project: Project, fine_tuning: FineTuning) -> str:
         "",
         f"- Base model: `{fine_tuning.model}`",
         f"- Method: {fine_tuning.method}, on {metrics.get('device', 'cpu')}",
+        *_dataset(version),
         f"- Examples: {metrics.get('train_examples', 0)} to train, {metrics.get('eval_examples', 0)} held out",
         f"- Steps: {metrics.get('steps', 0)} in {metrics.get('train_seconds', 0):.0f} s",
         f"- Adapter: `adapter_model.safetensors`, {metrics.get('adapter_bytes', 0) / 1e6:.1f} MB",
@@ -47,6 +49,12 @@ def render_report(project: Project, fine_tuning: FineTuning) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _dataset(version: VersionName | None) -> list[str]:
+    if version is None:
+        return []
+    return [f"- Dataset: `{version.dataset_id}`, version {version.version}, SHA-256 `{version.sha256}`"]
 
 
 def _verdict(metrics: dict[str, Any]) -> list[str]:

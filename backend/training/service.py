@@ -3,47 +3,48 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.datasets import queries as dataset_queries
+from backend.datasets import versions
 from backend.datasets.errors import NoDataset
 from backend.jobs import kinds, queue
-from backend.jobs import service as jobs
-from backend.jobs.errors import JobAlreadyEnded, JobAlreadyRunning
 from backend.jobs.events import EventLog
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
-from backend.jobs.states import LIVE, JobState
+from backend.jobs.states import JobState
 from backend.kit.broker import Broker
-from backend.projects import service as projects
 from backend.projects.models import Project
-from backend.projects.stages import Stage
-from backend.training import hyperparams, queries
+from backend.training import fine_tunings, hyperparams, queries
 from backend.training.errors import (
     BaseModelNotTrainable,
+    FineTuningEnded,
     NoBaseModel,
     NothingToExport,
     NoTrainingRun,
     NoTrainingRunning,
-    TrainingAlreadyRunning,
 )
+from backend.training.fine_tunings import Wanted
 from backend.training.models import FineTuning
+from backend.training.statuses import Status
+from backend.users import plans
 
-# What a fine-tuning's status becomes when its job ends.
-_STATUS_OF: dict[str, str] = {
-    JobState.SUCCESS: "completed",
-    JobState.FAILED: "error",
-    JobState.CANCELLED: "cancelled",
+_STATE_OF = {
+    Status.QUEUED: JobState.QUEUED,
+    Status.PREPARING: JobState.RUNNING,
+    Status.TRAINING: JobState.RUNNING,
+    Status.COMPLETED: JobState.SUCCESS,
+    Status.CANCELLED: JobState.CANCELLED,
+    Status.ERROR: JobState.FAILED,
 }
 
 
 async def start(
     session: AsyncSession, broker: Broker, project: Project, *, method: str, given: dict[str, Any]
 ) -> tuple[FineTuning, Job]:
-    """Enqueues a run on the project's latest dataset.
+    """Enqueues a run on the project's latest dataset as it is now: a version is frozen, which no later edit changes.
 
-    Raises BadHyperparameter, NoBaseModel, BaseModelNotTrainable, NoDataset, TrainingAlreadyRunning.
+    Raises BadHyperparameter, NoBaseModel, BaseModelNotTrainable, PlanLimitReached, NoDataset, TrainingAlreadyRunning.
     """
     values = hyperparams.complete(given, max_seq_length=project.config.get("max_seq_length"))
     if project.base_model_id is None or project.model_info is None:
@@ -51,36 +52,20 @@ async def start(
     if not project.model_info.get("valid", True):
         reasons = " ".join(project.model_info.get("warnings", []))
         raise BaseModelNotTrainable(model_id=project.base_model_id, reasons=reasons)
+    await plans.require_room_for_fine_tuning(session, project.user_id)
+    await fine_tunings.lock_project(session, project)
     dataset = await dataset_queries.find_trainable(session, project.id)
     if dataset is None:
         raise NoDataset(project_id=str(project.public_id))
-    fine_tuning = FineTuning(
-        project_id=project.id,
-        dataset_id=dataset.id,
+    version, _ = await versions.freeze(session, dataset.id)
+    wanted = Wanted(
         name=f"{project.name} on {project.base_model_id}"[:200],
-        provider="local",
-        method=method,
+        description=None,
+        provider=fine_tunings.LOCAL,
         model=project.base_model_id,
-        hyperparameters=values,
+        method=method,
     )
-    session.add(fine_tuning)
-    await session.flush()
-    try:
-        job = await queue.enqueue(
-            session,
-            broker,
-            TRAINING,
-            user_id=project.user_id,
-            project_id=project.id,
-            params={"fine_tuning_id": fine_tuning.id},
-            exclusive_key=f"training:{project.id}",
-        )
-    except JobAlreadyRunning as error:
-        raise TrainingAlreadyRunning(project_id=str(project.public_id)) from error
-    fine_tuning.job_id = job.id
-    await projects.move_to(session, project.id, Stage.TRAINING)
-    await session.flush()
-    return fine_tuning, job
+    return await fine_tunings.start_local(session, broker, project, version, wanted, hyperparameters=values)
 
 
 async def latest_run(session: AsyncSession, project: Project) -> tuple[FineTuning, Job]:
@@ -91,15 +76,22 @@ async def latest_run(session: AsyncSession, project: Project) -> tuple[FineTunin
     return fine_tuning, await session.get_one(Job, fine_tuning.job_id)
 
 
-async def cancel(session: AsyncSession, events: EventLog, project: Project) -> Job:
-    """Raises NoTrainingRun, NoTrainingRunning."""
-    _, job = await latest_run(session, project)
-    if job.state not in LIVE:
-        raise NoTrainingRunning()
+async def cancel(session: AsyncSession, events: EventLog, project: Project) -> tuple[FineTuning, Job]:
+    """Cancels the latest run, wherever it trains. Raises NoTrainingRun, NoTrainingRunning."""
+    fine_tuning, job = await latest_run(session, project)
     try:
-        return await jobs.cancel(session, events, job)
-    except JobAlreadyEnded as error:
+        fine_tuning = await fine_tunings.cancel(session, events, fine_tuning)
+    except FineTuningEnded as error:
         raise NoTrainingRunning() from error
+    await session.refresh(job)
+    return fine_tuning, job
+
+
+def job_state(fine_tuning: FineTuning, job: Job) -> str:
+    """The state of a run in the words of jobs. The job of a run at a provider is over once it is submitted."""
+    if fine_tuning.provider == fine_tunings.LOCAL:
+        return job.state
+    return _STATE_OF[Status(fine_tuning.status)]
 
 
 async def start_export(session: AsyncSession, broker: Broker, project: Project) -> Job:
@@ -137,24 +129,11 @@ async def start_comparison(
 
 
 async def _completed(session: AsyncSession, project: Project) -> FineTuning:
-    fine_tuning = await queries.find_latest(session, project.id, status="completed")
+    fine_tuning = await queries.find_latest(session, project.id, status=Status.COMPLETED, provider=fine_tunings.LOCAL)
     if fine_tuning is None:
         raise NothingToExport(project_id=str(project.public_id))
     return fine_tuning
 
 
-async def _training_ended(session: AsyncSession, job: Job) -> None:
-    assert job.project_id is not None
-    fine_tuning = await queries.find_by_job(session, job.id)
-    if fine_tuning is not None:
-        fine_tuning.status = _STATUS_OF[job.state]
-        fine_tuning.error_message = job.error_message
-        fine_tuning.completed_at = func.clock_timestamp()
-        fine_tuning.progress = 100.0 if job.state == JobState.SUCCESS else fine_tuning.progress
-        await session.flush()
-    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
-
-
-TRAINING = kinds.register(JobKind("training", "gpu", max_attempts=10, ending=_training_ended))
 EXPORTING = kinds.register(JobKind("export", "default"))
 COMPARISON = kinds.register(JobKind("model_compare", "gpu"))

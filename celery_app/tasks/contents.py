@@ -4,8 +4,10 @@ from typing import Any
 
 from celery import shared_task
 
-from backend.contents import chunk_job
-from backend.contents.service import CHUNKING
+from backend.contents import chunk_job, fetching
+from backend.contents.fetching import FETCHING, Fetching
+from backend.contents.service import CHUNKING, Limits
+from backend.contents.web.fetch import Fetcher
 from backend.jobs.running import JobRun
 from celery_app.job_task import run_job
 from celery_app.runtime import Runtime
@@ -15,6 +17,17 @@ from celery_app.wiring import token_counter
 @shared_task(name=CHUNKING.name)
 def generate_chunks(job_id: int) -> None:
     async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
-        return await chunk_job.run(run, current.storage, await token_counter(run, current))
+        folder = current.settings.data_dir / "chunking"
+        return await chunk_job.run(run, current.storage, await token_counter(run, current), folder)
+
+    run_job(job_id, work)
+
+
+@shared_task(name=FETCHING.name)
+def fetch_website(job_id: int) -> None:
+    async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
+        settings = current.settings
+        needs = Fetching(Fetcher.of(settings), Limits.of(settings).extraction, settings.upload_max_project_mb)
+        return await fetching.fetch(run, current.storage, needs)
 
     run_job(job_id, work)

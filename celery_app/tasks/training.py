@@ -6,8 +6,11 @@ from typing import Any
 from celery import shared_task
 
 from backend.jobs.running import JobRun
-from backend.training import cleanup, exports, hardware, local
-from backend.training.service import COMPARISON, EXPORTING, TRAINING
+from backend.kit.crypto import Sealer
+from backend.training import cleanup, exports, hardware, local, playground, polling, remote
+from backend.training.fine_tunings import SUBMISSION, TRAINING
+from backend.training.playground import ASKING
+from backend.training.service import COMPARISON, EXPORTING
 from celery_app import runtime
 from celery_app.job_task import run_job
 from celery_app.runtime import Runtime
@@ -28,6 +31,29 @@ def compare(job_id: int) -> None:
         return await local.compare(run, bench(current))
 
     run_job(job_id, work)
+
+
+@shared_task(name=ASKING.name)
+def ask(job_id: int) -> None:
+    async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
+        return await playground.run_question(run, bench(current))
+
+    run_job(job_id, work)
+
+
+@shared_task(name=SUBMISSION.name)
+def submit(job_id: int) -> None:
+    async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
+        return await remote.submit(run, current.settings, Sealer(current.settings.sealing_keys))
+
+    run_job(job_id, work)
+
+
+@shared_task(name=polling.TASK)
+def poll() -> None:
+    current = runtime.get()
+    sealer = Sealer(current.settings.sealing_keys)
+    current.run(polling.tick(current.db, current.settings, sealer, current.events))
 
 
 @shared_task(name=EXPORTING.name)

@@ -127,6 +127,10 @@ async def test_a_passing_error_is_tried_again_with_a_pause(place: Place, run: Ru
     await run(job, code)
     row = await place.row(job)
     assert (row.state, row.attempts) == (JobState.QUEUED, 1)
+    assert row.message.startswith("Attempt 1 of 3 failed; the next one is in 2 s. ")
+    assert row.message.endswith("The model is busy." if isinstance(error, Unavailable) else "needs is away.")
+    told = await place.events.read(job.public_id)
+    assert [(event.name, event.data) for event in told] == [("log", {"message": row.message})]
     await run(job, code)
     assert (await place.row(job)).attempts == 1, "it must wait for two seconds"
     await asyncio.sleep(2.1)

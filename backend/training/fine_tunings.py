@@ -1,0 +1,372 @@
+"""Fine-tunings on this machine's workers or at a provider: made, made again, changed, cancelled and deleted."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.datasets import versions
+from backend.datasets.errors import NoDataset
+from backend.datasets.models import DatasetVersion
+from backend.jobs import kinds, queue
+from backend.jobs import service as jobs
+from backend.jobs.errors import JobAlreadyEnded, JobAlreadyRunning
+from backend.jobs.events import EventLog
+from backend.jobs.kinds import JobKind
+from backend.jobs.models import Job
+from backend.jobs.states import LIVE, JobState
+from backend.kit.broker import Broker
+from backend.kit.db import after_commit
+from backend.kit.owner import Owner
+from backend.projects import service as projects
+from backend.projects.errors import ProjectNotFound
+from backend.projects.models import Project
+from backend.projects.stages import Stage
+from backend.providers import catalogue
+from backend.providers.base_models import ModelLibrary
+from backend.providers.tuning import hyperparameters as hosted_hyperparameters
+from backend.storage import Storage
+from backend.training import hyperparams, queries, statuses
+from backend.training.errors import (
+    BadHyperparameter,
+    BaseModelNotTrainable,
+    DatasetNotReady,
+    DatasetTooLarge,
+    DatasetTooSmall,
+    FineTuningEnded,
+    FineTuningStillEnding,
+    TrainingAlreadyRunning,
+)
+from backend.training.models import FineTuning
+from backend.training.statuses import Status
+from backend.users import plans, provider_keys
+
+LOCAL = "local"
+# What is looked at by the poller until the provider has said how it ended.
+UNSURE = "unsure"
+SENT = "sent"
+_STATUS_OF: dict[str, Status] = {
+    JobState.SUCCESS: Status.COMPLETED,
+    JobState.FAILED: Status.ERROR,
+    JobState.CANCELLED: Status.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What somebody asks for. `method` matters for local runs only; `hyperparameters` have the public names."""
+
+    name: str
+    description: str | None
+    provider: str
+    model: str
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    method: str = "qlora"
+
+
+async def create(
+    session: AsyncSession, broker: Broker, library: ModelLibrary, owner: Owner, dataset_id: int, wanted: Wanted
+) -> tuple[FineTuning, list[str]]:
+    """Starts a run on the dataset as it is now, and returns it with what should be known of the base model.
+
+    Raises DatasetNotFound, DatasetNotReady, DatasetTooSmall, UnknownProvider, ProviderHasNoFineTuning,
+    ModelNotTrainable, BadHyperparameter, NoProviderKey, PlanLimitReached, TrainingAlreadyRunning.
+    """
+    dataset, project = await queries.get_dataset(session, owner, dataset_id)
+    checked = await _check(session, library, project, wanted)
+    await plans.require_room_for_fine_tuning(session, owner.id)
+    await lock_project(session, project)
+    if dataset.status != "ready":
+        raise DatasetNotReady(dataset_id=dataset.id, state=dataset.status)
+    try:
+        version, _ = await versions.freeze(session, dataset.id)
+    except NoDataset as error:
+        least = checked.base.limits.min_examples
+        raise DatasetTooSmall(provider=wanted.provider, least=least, examples=0) from error
+    return await _start(session, broker, project, version, wanted, checked), checked.base.warnings
+
+
+async def retrain(
+    session: AsyncSession,
+    broker: Broker,
+    library: ModelLibrary,
+    earlier: FineTuning,
+    *,
+    provider: str | None = None,
+    model: str | None = None,
+    hyperparameters: dict[str, Any] | None = None,
+    name: str | None = None,
+) -> tuple[FineTuning, list[str]]:
+    """Another run on the very examples of an earlier one. What is not given is as it was then.
+
+    Hyperparameters are kept only with the provider, because each has its own. Raises as `create`.
+    """
+    if hyperparameters is None:
+        same = provider is None or provider == earlier.provider
+        hyperparameters = dict(earlier.hyperparameters) if same else {}
+    wanted = Wanted(
+        name=name or earlier.name,
+        description=earlier.description,
+        provider=provider or earlier.provider,
+        model=model or earlier.model,
+        hyperparameters=hyperparameters,
+        method=earlier.method if earlier.provider == LOCAL else "qlora",
+    )
+    project = await session.get_one(Project, earlier.project_id)
+    checked = await _check(session, library, project, wanted)
+    await plans.require_room_for_fine_tuning(session, project.user_id)
+    await lock_project(session, project)
+    if earlier.dataset_version is None:
+        # Of a time when datasets had no versions: its examples are those of now.
+        version, _ = await versions.freeze(session, earlier.dataset_id)
+    else:
+        version = await versions.get(session, earlier.dataset_id, earlier.dataset_version)
+    return (
+        await _start(session, broker, project, version, wanted, checked, retrained_from_id=earlier.id),
+        checked.base.warnings,
+    )
+
+
+async def start_local(
+    session: AsyncSession, broker: Broker, project: Project, version: DatasetVersion, wanted: Wanted, **fields: Any
+) -> tuple[FineTuning, Job]:
+    """Enqueues a training on this machine's workers, one at a time for each project. Raises TrainingAlreadyRunning."""
+    fine_tuning = await _insert(session, project, version, wanted, method=wanted.method, **fields)
+    try:
+        job = await queue.enqueue(
+            session,
+            broker,
+            TRAINING,
+            user_id=project.user_id,
+            project_id=project.id,
+            params={"fine_tuning_id": fine_tuning.id},
+            exclusive_key=f"training:{project.id}",
+        )
+    except JobAlreadyRunning as error:
+        raise TrainingAlreadyRunning(project_id=str(project.public_id)) from error
+    await _give_job(session, fine_tuning, job)
+    return fine_tuning, job
+
+
+async def lock_project(session: AsyncSession, project: Project) -> None:
+    """Before the dataset is locked: a deletion of the project locks both in this order. Raises ProjectNotFound."""
+    locked = select(Project.id).where(Project.id == project.id).with_for_update(key_share=True)
+    if await session.scalar(locked) is None:
+        raise ProjectNotFound()
+
+
+async def change(session: AsyncSession, fine_tuning: FineTuning, changes: dict[str, Any]) -> FineTuning:
+    """Sets name and description."""
+    for name, value in changes.items():
+        setattr(fine_tuning, name, value)
+    await session.flush()
+    await session.refresh(fine_tuning)
+    return fine_tuning
+
+
+async def cancel(
+    session: AsyncSession, events: EventLog, fine_tuning: FineTuning, reason: str | None = None
+) -> FineTuning:
+    """Asks worker or provider to stop; the run has the last word, and one that completes first stays completed.
+
+    A second cancel is no error. Raises FineTuningEnded.
+    """
+    # The job first: whoever ends it locks it and then the run.
+    job = None if fine_tuning.job_id is None else await session.get(Job, fine_tuning.job_id)
+    if job is not None and job.state in LIVE:
+        with suppress(JobAlreadyEnded):
+            await jobs.cancel(session, events, job)
+    run = await session.get(FineTuning, fine_tuning.id, populate_existing=True, with_for_update=True)
+    if run is None:
+        raise FineTuningEnded(state="deleted")
+    if run.status == Status.CANCELLED and run.cancel_requested_at is not None:
+        run.error_message = reason or run.error_message
+        await session.flush()
+        await session.refresh(run)
+        return run
+    if run.status in statuses.ENDED:
+        raise FineTuningEnded(state=run.status)
+    run.cancel_requested_at = run.cancel_requested_at or datetime.now(UTC)
+    run.error_message = reason or run.error_message
+    # One that is being asked right now sees the wish when it writes down the answer.
+    if run.external_id is not None and not run.provider_state.get("polling"):
+        run.next_poll_at = datetime.now(UTC)
+    await session.flush()
+    await session.refresh(run)
+    return run
+
+
+async def delete(session: AsyncSession, storage: Storage, events: EventLog, fine_tuning: FineTuning) -> None:
+    """Deletes an ended run with its files; its model at a provider stays there. Raises FineTuningStillEnding."""
+    run = await session.get(FineTuning, fine_tuning.id, populate_existing=True, with_for_update=True)
+    if run is None:
+        return
+    if run.status not in statuses.ENDED or run.next_poll_at is not None:
+        raise FineTuningStillEnding()
+    keys = await queries.stored_keys(session, run.id)
+    public_id, project_id = run.public_id, run.project_id
+    await session.delete(run)
+    await session.flush()
+    await projects.settle_stage(session, project_id)
+
+    async def sweep() -> None:
+        await storage.delete(sorted(keys))
+        await events.delete(public_id)
+
+    after_commit(session, sweep)
+
+
+def end(run: FineTuning, status: Status, message: str | None) -> None:
+    """Writes down how a run ended. A reason that its owner gave for the cancel stays; a completed run has none."""
+    assert run.status not in statuses.ENDED, f"{run.status} is an end"
+    run.status = status
+    if status is Status.CANCELLED:
+        run.error_message = run.error_message or message
+    else:
+        run.error_message = message
+    run.completed_at = datetime.now(UTC)
+    run.next_poll_at = None
+    if status is Status.COMPLETED:
+        run.progress = 100.0
+
+
+def today() -> date:
+    """The day by which the catalogue says what can be trained."""
+    return datetime.now(UTC).date()
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    base: catalogue.Trainable
+    hyperparameters: dict[str, Any]
+
+
+async def _check(session: AsyncSession, library: ModelLibrary, project: Project, wanted: Wanted) -> _Checked:
+    """Everything that can be refused before a row is locked. Nothing outside is asked."""
+    base = catalogue.require_trainable(wanted.provider, wanted.model, today())
+    if wanted.provider == LOCAL:
+        values = _local_hyperparameters(wanted.hyperparameters, project)
+        await _require_local_base(library, project, wanted.model)
+    else:
+        values = hosted_hyperparameters.checked(wanted.provider, wanted.hyperparameters)
+        await provider_keys.require(session, project.user_id, wanted.provider)
+    return _Checked(base, values)
+
+
+def _local_hyperparameters(given: dict[str, Any], project: Project) -> dict[str, Any]:
+    """With the defaults of the project. `n_epochs`, the name that providers have, is taken as well."""
+    if "n_epochs" in given:
+        if "num_epochs" in given:
+            accepted = ", ".join([*hyperparams.RULES, "keep"])
+            raise BadHyperparameter(problem="n_epochs and num_epochs are the same; give one.", accepted=accepted)
+        given = {("num_epochs" if name == "n_epochs" else name): value for name, value in given.items()}
+    return hyperparams.complete(given, max_seq_length=project.config.get("max_seq_length"))
+
+
+async def _require_local_base(library: ModelLibrary, project: Project, model: str) -> None:
+    """Raises BaseModelNotTrainable, ModelIdInvalid. What only the Hub knows is found out by the job."""
+    if project.base_model_id == model and project.model_info is not None:
+        valid, reasons = project.model_info.get("valid", True), project.model_info.get("warnings", [])
+    elif library.is_on_disk(model):
+        facts = await library.resolve(model)
+        valid, reasons = facts.trainable, facts.warnings
+    else:
+        return
+    if not valid:
+        raise BaseModelNotTrainable(model_id=model, reasons=" ".join(reasons))
+
+
+async def _start(
+    session: AsyncSession,
+    broker: Broker,
+    project: Project,
+    version: DatasetVersion,
+    wanted: Wanted,
+    checked: _Checked,
+    **fields: Any,
+) -> FineTuning:
+    least, most = checked.base.limits.min_examples, checked.base.limits.max_examples
+    if version.train_count < least:
+        raise DatasetTooSmall(provider=wanted.provider, least=least, examples=version.train_count)
+    if most is not None and version.train_count > most:
+        raise DatasetTooLarge(provider=wanted.provider, most=most, examples=version.train_count)
+    fields["hyperparameters"] = checked.hyperparameters
+    if wanted.provider == LOCAL:
+        return (await start_local(session, broker, project, version, wanted, **fields))[0]
+    fine_tuning = await _insert(session, project, version, wanted, method="supervised", **fields)
+    job = await queue.enqueue(
+        session,
+        broker,
+        SUBMISSION,
+        user_id=project.user_id,
+        project_id=project.id,
+        params={"fine_tuning_id": fine_tuning.id},
+        exclusive_key=f"submission:{fine_tuning.id}",
+    )
+    await _give_job(session, fine_tuning, job)
+    return fine_tuning
+
+
+async def _insert(
+    session: AsyncSession, project: Project, version: DatasetVersion, wanted: Wanted, *, method: str, **fields: Any
+) -> FineTuning:
+    fine_tuning = FineTuning(
+        project_id=project.id,
+        dataset_id=version.dataset_id,
+        dataset_version=version.number,
+        name=wanted.name,
+        description=wanted.description,
+        provider=wanted.provider,
+        model=wanted.model,
+        method=method,
+        **fields,
+    )
+    session.add(fine_tuning)
+    await session.flush()
+    return fine_tuning
+
+
+async def _give_job(session: AsyncSession, fine_tuning: FineTuning, job: Job) -> None:
+    fine_tuning.job_id = job.id
+    await projects.move_to(session, fine_tuning.project_id, Stage.TRAINING)
+    await session.flush()
+    await session.refresh(fine_tuning)
+
+
+async def _training_ended(session: AsyncSession, job: Job) -> None:
+    assert job.project_id is not None
+    run = await queries.find_by_job(session, job.id, lock=True)
+    if run is not None and run.status not in statuses.ENDED:
+        status = _STATUS_OF[job.state]
+        if status is Status.CANCELLED:
+            run.cancel_requested_at = run.cancel_requested_at or datetime.now(UTC)
+        end(run, status, job.error_message)
+        await session.flush()
+    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
+
+
+async def _submission_ended(session: AsyncSession, job: Job) -> None:
+    """Where a job may have been accepted unseen, only the provider can say what became of it: it is asked."""
+    assert job.project_id is not None
+    run = await queries.find_by_job(session, job.id, lock=True)
+    if run is None or run.status in statuses.ENDED or job.state == JobState.SUCCESS:
+        return
+    if job.state == JobState.CANCELLED:
+        run.cancel_requested_at = run.cancel_requested_at or datetime.now(UTC)
+    if run.external_id is not None or run.provider_state.get(SENT):
+        run.provider_state = {**run.provider_state, UNSURE: job.error_message or ""}
+        await session.flush()
+        await session.execute(
+            update(FineTuning).where(FineTuning.id == run.id).values(next_poll_at=func.clock_timestamp())
+        )
+        return
+    end(run, _STATUS_OF[job.state], job.error_message)
+    await session.flush()
+    await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
+
+
+TRAINING = kinds.register(JobKind("training", "gpu", max_attempts=10, ending=_training_ended))
+SUBMISSION = kinds.register(JobKind("remote_submit", "default", max_attempts=8, ending=_submission_ended))
