@@ -13,18 +13,26 @@ from backend import __version__
 from backend.api import errors, platform, studio
 from backend.api.auth import VerifiedTokens
 from backend.api.bodies import PlainBodies
+from backend.api.idempotency import REPLAYED
 from backend.api.middleware import LocalGuard, RequestId
+from backend.api.rate_limit import HEADERS as RATE_LIMIT_HEADERS
+from backend.api.rate_limit import RateLimits, RequestCounter, rate_limit_docs
 from backend.api.services import Services
 from backend.api.sse import EventHub
 from backend.jobs.events import EventLog
 from backend.kit import redis as kit_redis
+from backend.kit.background import Background
 from backend.kit.broker import Broker
 from backend.kit.config import Settings, get_settings
+from backend.kit.crypto import Sealer
 from backend.kit.db import Database
 from backend.kit.log import configure_logging
+from backend.kit.mail import Mailer
 from backend.providers.base_models import ModelLibrary
 from backend.providers.huggingface import HubClient
 from backend.storage import open_storage
+from backend.users.personal_tokens import TokenUses
+from backend.users.recovery import Post
 from backend.users.service import seed_local_owner
 from backend.users.tokens import TokenSigner
 
@@ -46,16 +54,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     errors.install(app)
     app.include_router(studio.router)
-    app.include_router(platform.router, prefix="/api")
+    app.include_router(platform.router, prefix="/api", responses=rate_limit_docs())
     # The last one added is the outermost.
     app.add_middleware(PlainBodies)
+    if settings.rate_limits:
+        app.add_middleware(RateLimits, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Total-Count"],
+            expose_headers=["X-Request-ID", "X-Total-Count", REPLAYED, "Retry-After", *RATE_LIMIT_HEADERS],
         )
     if settings.auth_mode == "local":
         app.add_middleware(LocalGuard, hosts=settings.allowed_hosts, origins=settings.cors_origins)
@@ -66,13 +76,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
     redis = kit_redis.connect(settings.redis_url)
+    db = Database(
+        settings.database_url, pool_size=settings.database_pool_size, max_overflow=settings.database_max_overflow
+    )
+    background = Background()
     services = Services(
         settings=settings,
-        db=Database(
-            settings.database_url,
-            pool_size=settings.database_pool_size,
-            max_overflow=settings.database_max_overflow,
-        ),
+        db=db,
         redis=redis,
         events=EventLog(redis),
         hub=EventHub(redis),
@@ -80,15 +90,24 @@ async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         storage=open_storage(settings.storage_url),
         library=_library(settings),
         signer=TokenSigner(settings.secret_key.get_secret_value()),
+        sealer=Sealer(settings.sealing_keys),
+        background=background,
+        token_uses=TokenUses(db, background),
+        post=Post(Mailer(settings), background, settings.frontend_url),
     )
     if settings.auth_mode == "local":
         async with services.db.transaction() as session:
             services.local_owner = await seed_local_owner(session)
     app.state.services = services
     app.state.verified_tokens = VerifiedTokens()
+    app.state.request_counter = RequestCounter(
+        redis, window_seconds=settings.rate_limit_window_seconds, enabled=settings.rate_limits
+    )
     try:
         yield
     finally:
+        await background.close()
+        await app.state.request_counter.close()
         await services.hub.close()
         services.broker.close()
         await redis.aclose()

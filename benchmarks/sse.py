@@ -28,6 +28,7 @@ def run() -> list[Row]:
             "AUTH_MODE": "token",
             "DATA_DIR": folder,
             "LOG_LEVEL": "WARNING",
+            "RATE_LIMITS": "false",
         }
         port = free_port()
         flags = ["--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--log-level", "warning"]

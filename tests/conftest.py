@@ -80,6 +80,9 @@ def settings(
         "STORAGE_URL": (folder / "storage").as_uri(),
         "SECRET_KEY": secrets.token_urlsafe(48),
         "AUTH_MODE": "token",
+        "RATE_LIMITS": "false",
+        # Room for every test; what plans limit is tested with the small one.
+        "PLANS": '{"Free": {}, "Small": {"max_projects": 2, "max_fine_tunings": 1}}',
         "LLM_BASE_URL": llm_server.url,
         "LLM_MODEL": "imitation-70b",
         "LLM_MAX_ATTEMPTS": "2",

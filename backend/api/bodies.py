@@ -13,13 +13,16 @@ from backend.api.errors import render
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_DEPTH = 32
-# The one route that reads its body as it comes, with limits of its own.
-_UPLOAD = re.compile(r"/projects/[^/]+/files/upload")
+# Where thousands of rows come in one request.
+MAX_BULK_BYTES = 32 * 1024 * 1024
+_BULK = re.compile(r"/api/datasets/[^/]+/pairs/bulk")
+# The routes that read their body as it comes, with limits of their own.
+_UPLOAD = re.compile(r"/projects/[^/]+/files/upload|/api/contents/upload")
 _METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class PlainBodies:
-    """Reads every body that is no upload whole, up to MAX_BODY_BYTES, and hands it on.
+    """Reads every body that is no upload whole, up to MAX_BODY_BYTES (in bulk MAX_BULK_BYTES), and hands it on.
 
     Answers 413 beyond that, and 422 for JSON that is broken, nested deeper than MAX_DEPTH, or holds a NUL character, a
     lone surrogate or a number that is none (PostgreSQL stores none of them).
@@ -44,14 +47,15 @@ class PlainBodies:
         if kind == "multipart/form-data" and _UPLOAD.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
+        limit = MAX_BULK_BYTES if _BULK.fullmatch(scope["path"]) else MAX_BODY_BYTES
         try:
-            body = await _read(scope, receive)
+            body = await _read(scope, receive, limit)
         except ClientDisconnect:
             return
         if body is None:
-            await render(
-                413, f"The body is larger than {MAX_BODY_BYTES // 1024} KB. Send less at once.", "PAYLOAD_TOO_LARGE"
-            )(scope, receive, send)
+            await render(413, f"The body is larger than {limit // 1024} KB. Send less at once.", "PAYLOAD_TOO_LARGE")(
+                scope, receive, send
+            )
             return
         problem = problem_of(body, kind)
         if problem is not None:
@@ -87,10 +91,10 @@ def _problem_within(value: Any, depth: int) -> tuple[str, str] | None:
     return next((found for part in parts if (found := _problem_within(part, depth + 1)) is not None), None)
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes | None:
+async def _read(scope: Scope, receive: Receive, limit: int) -> bytes | None:
     """The whole body, or None as soon as it is known to be too large. Raises ClientDisconnect."""
     declared = Headers(scope=scope).get("content-length", "")
-    if declared.isdecimal() and int(declared[:19]) > MAX_BODY_BYTES:
+    if declared.isdecimal() and int(declared[:19]) > limit:
         return None
     body = bytearray()
     while True:
@@ -98,7 +102,7 @@ async def _read(scope: Scope, receive: Receive) -> bytes | None:
         if message["type"] != "http.request":
             raise ClientDisconnect
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > limit:
             return None
         if not message.get("more_body", False):
             return bytes(body)

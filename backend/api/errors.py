@@ -1,10 +1,11 @@
-"""Every failure as {detail, error_code, context}, on both faces."""
+"""Every failure as {detail, error_code, context}, on both faces, in English or French."""
 
 import errno
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from itertools import zip_longest
 from typing import Any
 
 import orjson
@@ -15,10 +16,13 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from backend.kit import language, messages
 from backend.kit.errors import DomainError
 
 log = logging.getLogger(__name__)
@@ -55,20 +59,82 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorOut} for status in statuses}
 
 
+class ErrorAnswer(Response):
+    """An English answer that becomes a French one when it is sent to a reader who wants that.
+
+    Only then is the request known, so that middleware and exception handlers need not hand its language on.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        code: str,
+        context: Mapping[str, Any],
+        headers: Mapping[str, str],
+        values: Sequence[Mapping[str, Any]] = (),
+        spoken: language.Language = "en",
+    ) -> None:
+        body = {"detail": detail, "error_code": code, "context": context}
+        try:
+            content = orjson.dumps(body, default=str)
+        except TypeError:  # a lone surrogate or a huge number that was quoted from the request
+            content = json.dumps(body, default=str).encode("ascii")
+        headers = {**headers, "Content-Language": spoken}
+        super().__init__(content, status_code=status, headers=headers, media_type="application/json")
+        self.headers.add_vary_header("Accept-Language")
+        self._parts = (code, context, headers, values)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wishes = ",".join(Headers(scope=scope).getlist("accept-language"))
+        answer = self._in_french() if language.choose(wishes) == "fr" else None
+        await Response.__call__(answer or self, scope, receive, send)
+
+    def _in_french(self) -> "ErrorAnswer | None":
+        """None where there is no French sentence for it."""
+        code, context, headers, values = self._parts
+        if code == "VALIDATION_ERROR" and "errors" in context:
+            context = {**context, "errors": _problems_in_french(context["errors"], values)}
+            fields = {**context, "problems": _listed(context["errors"], " : ", " ; ")}
+        else:
+            fields = dict(context)
+        detail = messages.french_sentence(code, fields)
+        if detail is None:
+            return None
+        if "advice" in context:
+            context = {**context, "advice": messages.french_advice(code, context) or context["advice"]}
+        return ErrorAnswer(self.status_code, detail, code, context, headers, spoken="fr")
+
+
 def render(
     status: int,
     detail: str,
     code: str,
-    context: dict[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
+    *,
+    values: Sequence[Mapping[str, Any]] = (),
 ) -> Response:
+    """The answer of a failure. `values`: for each of `context.errors` what its message holds (pydantic's ctx)."""
     headers = {**(headers or {}), **({"WWW-Authenticate": "Bearer"} if status == 401 else {})}
-    body = {"detail": detail, "error_code": code, "context": context or {}}
-    try:
-        content = orjson.dumps(body, default=str)
-    except TypeError:  # a lone surrogate or a huge number that was quoted from the request
-        content = json.dumps(body, default=str).encode("ascii")
-    return Response(content, status_code=status, headers=headers, media_type="application/json")
+    return ErrorAnswer(status, detail, code, context or {}, headers, values)
+
+
+def _listed(problems: Sequence[Mapping[str, Any]], colon: str, separator: str) -> str:
+    """The first five problems in one sentence."""
+    return separator.join(f"{problem['field']}{colon}{problem['message']}" for problem in problems[:5])
+
+
+def _problems_in_french(
+    problems: Sequence[Mapping[str, Any]], values: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            **problem,
+            "message": messages.french_problem(problem["type"], problem["message"], known or {}) or problem["message"],
+        }
+        for problem, known in zip_longest(problems, values)
+    ]
 
 
 def render_unexpected(error: Exception) -> Response:
@@ -83,16 +149,19 @@ def render_unexpected(error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     @app.exception_handler(DomainError)
     async def domain_error(_: Request, error: DomainError) -> Response:
-        return render(error.status, error.detail, error.code, error.context)
+        headers: Mapping[str, str] | None = getattr(error, "headers", None)
+        return render(error.status, error.detail, error.code, error.context, headers)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(_: Request, error: RequestValidationError) -> Response:
+        found = error.errors()
         problems = [
             {"field": ".".join(str(part) for part in item["loc"]), "message": item["msg"], "type": item["type"]}
-            for item in error.errors()
+            for item in found
         ]
-        sentence = "; ".join(f"{item['field']}: {item['message']}" for item in problems[:5])
-        return render(422, f"The request is not valid. {sentence}.", "VALIDATION_ERROR", {"errors": problems})
+        detail = f"The request is not valid. {_listed(problems, ': ', '; ')}."
+        values = [item.get("ctx", {}) for item in found]
+        return render(422, detail, "VALIDATION_ERROR", {"errors": problems}, values=values)
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:

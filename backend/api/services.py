@@ -9,12 +9,16 @@ from redis.asyncio import Redis
 
 from backend.api.sse import EventHub
 from backend.jobs.events import EventLog
+from backend.kit.background import Background
 from backend.kit.broker import Broker
 from backend.kit.config import Settings
+from backend.kit.crypto import Sealer
 from backend.kit.db import Database
 from backend.kit.owner import Owner
 from backend.providers.base_models import ModelLibrary
 from backend.storage import Storage
+from backend.users.personal_tokens import TokenUses
+from backend.users.recovery import Post
 from backend.users.service import Lifetimes
 from backend.users.tokens import TokenSigner
 
@@ -32,6 +36,10 @@ class Services:
     storage: Storage
     library: ModelLibrary
     signer: TokenSigner
+    sealer: Sealer
+    background: Background
+    token_uses: TokenUses
+    post: Post
     local_owner: Owner | None = None
 
     @property

@@ -26,7 +26,7 @@ class BadMultipart(DomainError):
     code = "BAD_MULTIPART"
     template = (
         "The body is not a valid multipart/form-data upload: {reason}. "
-        "Send the files in fields named 'files', and 'kind' beside them."
+        "Send each file in a part named '{field}', and the other fields beside it."
     )
 
 
@@ -63,7 +63,7 @@ async def receive(request: Request, *, file_field: str, limits: UploadLimits) ->
     """Reads the body part by part. Raises FileTooLarge, ProjectFull or BadMultipart without reading the rest."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise BadMultipart(reason="Content-Type must be multipart/form-data with a boundary")
+        raise BadMultipart(field=file_field, reason="Content-Type must be multipart/form-data with a boundary")
     with TemporaryDirectory(prefix="finetuneflow-upload-") as folder:
         reader = _Reader(Path(folder), file_field, limits)
         try:
@@ -72,11 +72,11 @@ async def receive(request: Request, *, file_field: str, limits: UploadLimits) ->
                 parser.write(part)
             parser.finalize()
         except FormParserError as error:
-            raise BadMultipart(reason=str(error)) from error
+            raise BadMultipart(field=file_field, reason=str(error)) from error
         finally:
             reader.close()
         if not reader.complete:
-            raise BadMultipart(reason="the body ends before its last boundary")
+            raise BadMultipart(field=file_field, reason="the body ends before its last boundary")
         yield Form(fields=reader.fields, files=reader.files)
 
 
@@ -135,9 +135,11 @@ class _Reader:
             return
         self._filename = options[b"filename"].decode("utf-8", "replace")
         if self._field != self._file_field:
-            raise BadMultipart(reason=f"files belong in the field '{self._file_field}'")
+            raise BadMultipart(field=self._file_field, reason=f"files belong in the field '{self._file_field}'")
         if len(self.files) >= self._limits.max_files:
-            raise BadMultipart(reason=f"more than {self._limits.max_files} files in one request")
+            raise BadMultipart(
+                field=self._file_field, reason=f"more than {self._limits.max_files} files in one request"
+            )
         self._file = (self._folder / str(len(self.files))).open("wb")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -152,13 +154,15 @@ class _Reader:
             self._file.write(data[start:end])
             return
         if self._size > _FIELD_BYTES:
-            raise BadMultipart(reason=f"the field '{self._field}' is longer than {_FIELD_BYTES} bytes")
+            raise BadMultipart(
+                field=self._file_field, reason=f"the field '{self._field}' is longer than {_FIELD_BYTES} bytes"
+            )
         self._data += data[start:end]
 
     def _part_end(self) -> None:
         if self._file is None:
             if len(self.fields) >= _MAX_FIELDS:
-                raise BadMultipart(reason=f"more than {_MAX_FIELDS} fields")
+                raise BadMultipart(field=self._file_field, reason=f"more than {_MAX_FIELDS} fields")
             self.fields[self._field] = self._data.decode("utf-8", "replace")
             return
         self._file.close()

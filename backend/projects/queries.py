@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.kit.db import fetch
@@ -38,15 +38,17 @@ _STATS_OF_ONE = text(f"SELECT {_STATS} FROM projects p WHERE p.id = :project_id"
 _STAGE = text("""
 SELECT CASE
   WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
-               AND j.kind = 'training') THEN 'training'
+               AND j.kind IN ('training', 'remote_submit'))
+    OR EXISTS (SELECT FROM fine_tunings f WHERE f.project_id = :project_id AND f.provider <> 'local'
+               AND f.status IN ('queued', 'preparing', 'training')) THEN 'training'
   WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
                AND j.kind = 'dataset_generate') THEN 'generating'
   WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
-               AND j.kind = 'chunk_generate') THEN 'chunking'
+               AND j.kind IN ('chunk_generate', 'dataset_prepare')) THEN 'chunking'
   WHEN EXISTS (SELECT FROM fine_tunings f WHERE f.project_id = :project_id AND f.status = 'completed') THEN 'trained'
   WHEN EXISTS (SELECT FROM datasets d WHERE d.project_id = :project_id AND d.status = 'ready') THEN 'dataset_ready'
   WHEN EXISTS (SELECT FROM chunks k WHERE k.project_id = :project_id) THEN 'chunked'
-  WHEN EXISTS (SELECT FROM contents c WHERE c.project_id = :project_id) THEN 'ready'
+  WHEN EXISTS (SELECT FROM contents c WHERE c.project_id = :project_id AND c.text_key IS NOT NULL) THEN 'ready'
   ELSE 'draft' END
 """)
 
@@ -74,6 +76,32 @@ async def get_project(session: AsyncSession, owner: Owner, public_id: UUID) -> P
     if project is None:
         raise ProjectNotFound()
     return project
+
+
+async def get_by_number(session: AsyncSession, owner: Owner, number: int) -> Project:
+    """By the integer id that the platform face shows."""
+    project = await session.scalar(select(Project).where(Project.id == number, Project.user_id == owner.id))
+    if project is None:
+        raise ProjectNotFound()
+    return project
+
+
+async def page_by_number(
+    session: AsyncSession, owner: Owner, window: Window, *, archived: bool | None = None
+) -> Page[Project]:
+    """The owner's projects, newest first."""
+    conditions = [Project.user_id == owner.id]
+    if archived is not None:
+        conditions.append(Project.is_archived == archived)
+    rows = await session.scalars(
+        select(Project).where(*conditions).order_by(Project.id.desc()).limit(window.limit).offset(window.offset)
+    )
+    total = await session.scalar(select(func.count()).select_from(Project).where(*conditions))
+    return Page(rows.all(), int(total or 0))
+
+
+async def list_of_owner(session: AsyncSession, owner: Owner) -> Sequence[Project]:
+    return (await session.scalars(select(Project).where(Project.user_id == owner.id).order_by(Project.id))).all()
 
 
 async def get_by_id(session: AsyncSession, project_id: int) -> Project:

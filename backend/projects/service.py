@@ -17,6 +17,7 @@ from backend.projects.errors import ConfigTooLarge, ProjectNotFound
 from backend.projects.models import Project
 from backend.projects.stages import Stage
 from backend.storage import Storage
+from backend.users import plans
 
 MAX_CONFIG_BYTES = 32 * 1024
 
@@ -24,6 +25,8 @@ MAX_CONFIG_BYTES = 32 * 1024
 async def create(
     session: AsyncSession, owner: Owner, *, name: str, description: str | None, task_type: str, config: dict[str, Any]
 ) -> Project:
+    """Raises PlanLimitReached."""
+    await plans.require_room_for_project(session, owner.id)
     project = Project(
         user_id=owner.id,
         name=name,

@@ -122,6 +122,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("example_id", "from_version", name="pk_retired_examples"),
     )
     op.create_index("ix_retired_examples_dataset_id_until_version", "retired_examples", ["dataset_id", "until_version"])
+    op.create_index("ix_retired_examples_dataset_id_example_id", "retired_examples", ["dataset_id", "example_id"])
+    op.create_index(
+        "ix_examples_refused", "examples", ["dataset_id", "id"], postgresql_where=sa.text("NOT is_valid")
+    )
     op.execute(_KEEP_VERSIONS)
     op.execute(
         "CREATE TRIGGER examples_keep_versions BEFORE INSERT OR UPDATE OR DELETE ON examples "
@@ -189,6 +193,7 @@ def downgrade() -> None:
     op.execute("DROP TRIGGER examples_keep_versions ON examples")
     op.execute("DROP FUNCTION keep_dataset_versions()")
     op.drop_table("retired_examples")
+    op.drop_index("ix_examples_refused", "examples")
     op.drop_index("ix_examples_dataset_id_id", "examples")
     for name in ("edited_at", "original", "history", "from_version", "source", "content_id"):
         op.drop_column("examples", name)

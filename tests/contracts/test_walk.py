@@ -177,7 +177,7 @@ async def test_train_log_stream(walked: Walked) -> None:
     matches(of["eval"], [{"step": int, "eval_loss": float, "perplexity": float}])
     matches(of["checkpoint"], [{"step": int, "path": str}])
     assert events[-1][0] == "complete"
-    matches(events[-1][1], {"status": "success", "duration_seconds": float, "final_train_loss": float})
+    matches(events[-1][1], {"status": "success", "duration_seconds": int, "final_train_loss": float})
 
 
 EXPORTED = [

@@ -23,7 +23,7 @@ def default_of(name: str) -> str:
         value = value.get_secret_value()
     if value is None:
         return ""
-    if isinstance(value, bool | list):
+    if isinstance(value, bool | list | dict):
         return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from backend.contents.models import Content
 from backend.datasets.models import Dataset, Example
 from backend.jobs.models import Job
 from backend.kit.db import Database
@@ -24,6 +25,9 @@ OPEN = {
     ("post", "/api/auth/register"),
     ("post", "/api/auth/login"),
     ("post", "/api/auth/refresh-token"),
+    ("post", "/api/auth/verify-email"),
+    ("post", "/api/auth/forgot-password"),
+    ("post", "/api/auth/reset-password"),
 }
 # Operations that name no object: they show or make only what is the caller's own.
 OWN = {
@@ -32,22 +36,64 @@ OWN = {
     ("get", "/hardware/check"),
     ("post", "/api/auth/logout"),
     ("get", "/api/users/me"),
+    ("put", "/api/users/me"),
+    ("delete", "/api/users/me"),
+    ("get", "/api/users/me/subscription"),
+    ("get", "/api/users/me/export"),
+    ("post", "/api/users/me/change-password"),
+    ("post", "/api/auth/resend-verification"),
+    ("get", "/api/users/me/tokens"),
+    ("post", "/api/users/me/tokens"),
+    ("get", "/api/users/me/sessions"),
+    ("delete", "/api/users/me/sessions"),
+    ("get", "/api/users/me/api-keys"),
+    ("post", "/api/users/me/api-keys"),
+    ("get", "/api/projects"),
+    ("post", "/api/projects"),
+    ("get", "/api/contents"),
+    ("post", "/api/contents"),
+    ("post", "/api/contents/url"),
+    ("post", "/api/contents/upload"),
+    ("get", "/api/datasets"),
+    ("post", "/api/datasets"),
+    ("get", "/api/fine-tunings"),
+    ("post", "/api/fine-tunings"),
+    ("get", "/api/models"),
+    ("get", "/api/models/providers"),
 }
 # Query parameters that name no object.
 HARMLESS = {"limit", "offset", "status", "kind", "split", "is_valid", "type"}
+HARMLESS |= {"provider", "model", "availability"}
+HARMLESS |= {"source", "invalid_reason", "format", "version", "include_invalid"}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("patch", "/projects/{project_id}"): {"name": "Taken over"},
     ("post", "/projects/{project_id}/model/resolve"): {"model_id": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+    ("put", "/api/contents/{content_id}"): {"name": "Taken over"},
     ("post", "/projects/{project_id}/train/compare"): {"questions": ["What is the secret?"]},
+    ("patch", "/projects/{project_id}/dataset/examples/{example_id}"): {
+        "is_valid": False,
+        "data": {"output": "Taken over"},
+    },
+    ("put", "/api/datasets/{dataset_id}"): {"name": "Taken over"},
+    ("post", "/api/datasets/{dataset_id}/pairs"): {"question": "Taken over?", "answer": "Taken over."},
+    ("post", "/api/datasets/{dataset_id}/pairs/bulk"): {"pairs": [{"question": "Taken?", "answer": "Taken over."}]},
+    ("put", "/api/datasets/{dataset_id}/pairs/{pair_id}"): {"answer": "Taken over."},
+    ("put", "/api/fine-tunings/{fine_tuning_id}"): {"name": "Taken over"},
+    ("post", "/api/fine-tunings/{fine_tuning_id}/test"): {"prompt": "What is the secret?"},
+    ("patch", "/projects/{project_id}/dataset/examples"): {"ids": [str(UUID(int=1))], "is_valid": False},
 }
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A tenant with one object of every kind; `ids` are named as in paths and queries."""
+    """A tenant with one object of every kind; `ids` are named as in paths and queries, for each face its own."""
 
     tenant: Tenant
     ids: dict[str, str]
+    numbers: dict[str, str]
+
+    def of(self, path: str) -> dict[str, str]:
+        return self.numbers if path.startswith("/api/") else self.ids
 
 
 @pytest.fixture
@@ -89,7 +135,28 @@ async def victim(make_tenant: Any, app: Any, db: Database, run_jobs: Any) -> Vic
                 )
             )
         ids = {"project_id": project, "file_id": file, "source_file_id": file, "job_id": job}
-        return Victim(tenant, {**ids, "example_id": str(example.public_id), "filename": "metrics.json"})
+        content = await session.scalar(select(Content.id).where(Content.public_id == UUID(file)))
+        numbers = {
+            "project_id": row.id,
+            "content_id": content,
+            "dataset_id": dataset.id,
+            "pair_id": example.id,
+            "fine_tuning_id": run.id,
+            "task_id": job,
+            "token_id": (await tenant.client.post("/api/users/me/tokens", json={"name": "secret"})).json()["id"],
+            "session_id": (await tenant.client.get("/api/users/me/sessions")).json()[0]["id"],
+            "provider": "openai",  # names no row, but the caller has no key there
+        }
+        return Victim(
+            tenant,
+            {
+                **ids,
+                "example_id": str(example.public_id),
+                "dataset_id": str(dataset.public_id),
+                "filename": "metrics.json",
+            },
+            {name: str(value) for name, value in numbers.items()},
+        )
 
 
 def operations(app: Any) -> list[tuple[str, str, dict[str, Any]]]:
@@ -113,27 +180,33 @@ async def call(client: httpx.AsyncClient, method: str, path: str, ids: dict[str,
 
 
 async def test_foreign_ids_are_not_found(app: Any, victim: Victim, tenant: Tenant, db: Database) -> None:
-    own = {"project_id": await tenant.make_project()}
+    uuid = await tenant.make_project()
+    number = str((await tenant.client.get("/api/projects")).json()[0]["id"])
     tried = 0
     for method, path, spec in operations(app):
+        ids = victim.of(path)
+        own = {"project_id": number if path.startswith("/api/") else uuid}
+        names, queries = named(spec, "path"), named(spec, "query") - HARMLESS
         if (method, path) in OPEN | OWN:
             assert "{" not in path
+            for query in queries:
+                answer = await call(tenant.client, method, path, ids, **{query: ids[query]})
+                assert answer.status_code == 404, f"{method} {path}?{query}: {answer.text}"
             continue
-        names, queries = named(spec, "path"), named(spec, "query") - HARMLESS
-        unmapped = (names | queries) - set(victim.ids)
+        unmapped = (names | queries) - set(ids)
         assert not unmapped, f"{method} {path}: say in this test whose {unmapped} are"
         assert names, f"{method} {path} names no object: add it to OWN or OPEN"
-        answer = await call(tenant.client, method, path, victim.ids)
+        answer = await call(tenant.client, method, path, ids)
         assert answer.status_code == 404, f"{method} {path}: {answer.status_code} {answer.text}"
         assert "secret" not in answer.text.lower()
         tried += 1
         # The caller's own project, with an object of another's in it: by path, then by query.
-        mixed = {**victim.ids, **own}
+        mixed = {**ids, **own}
         if names - {"project_id"} and "project_id" in names:
             answer = await call(tenant.client, method, path, mixed)
             assert answer.status_code == 404, f"{method} {path} in an own project: {answer.text}"
         for query in queries:
-            answer = await call(tenant.client, method, path, mixed, **{query: victim.ids[query]})
+            answer = await call(tenant.client, method, path, mixed, **{query: ids[query]})
             assert answer.status_code == 404, f"{method} {path}?{query}: {answer.text}"
     assert tried >= 20
     # Nothing of the victim's was touched.
@@ -149,8 +222,9 @@ async def test_the_same_requests_work_for_the_owner(app: Any, victim: Victim) ->
     for method, path, spec in operations(app):
         if method != "get" or (method, path) in OPEN:
             continue
-        queries = {name: victim.ids[name] for name in named(spec, "query") - HARMLESS}
-        answer = await call(victim.tenant.client, method, path, victim.ids, **queries)
+        ids = victim.of(path)
+        queries = {name: ids[name] for name in named(spec, "query") - HARMLESS}
+        answer = await call(victim.tenant.client, method, path, ids, **queries)
         assert answer.status_code == 200, f"{method} {path}: {answer.text}"
     for path in ("/projects/{project_id}/dataset/examples/{example_id}", "/projects/{project_id}/files/{file_id}"):
         assert (await call(victim.tenant.client, "delete", path, victim.ids)).status_code == 204
@@ -160,7 +234,8 @@ async def test_without_a_login_everything_is_401(app: Any, anonymous: httpx.Asyn
     for method, path, _ in operations(app):
         if (method, path) in OPEN:
             continue
-        for ids in (victim.ids, dict.fromkeys(victim.ids, str(uuid4())), dict.fromkeys(victim.ids, "no-uuid")):
+        real = victim.of(path)
+        for ids in (real, dict.fromkeys(real, str(uuid4())), dict.fromkeys(real, "no-uuid")):
             for headers in ({}, {"Authorization": "Basic YTpi"}, {"Authorization": "Bearer x.y.z"}):
                 body = {"headers": headers, "json": BODIES.get((method, path))}
                 answer = await anonymous.request(method.upper(), path.format(**ids), **body)

@@ -2,8 +2,33 @@
 
 from fastapi import APIRouter
 
-from backend.api.platform import auth, users
+from backend.api.platform import (
+    account,
+    api_keys,
+    auth,
+    contents,
+    datasets,
+    fine_tunings,
+    models,
+    pairs,
+    projects,
+    sessions,
+    tokens,
+    users,
+)
 
 router = APIRouter()
 router.include_router(auth.router)
+router.include_router(api_keys.router)
 router.include_router(users.router)
+router.include_router(account.router)
+router.include_router(tokens.router)
+router.include_router(sessions.router)
+router.include_router(projects.router)
+router.include_router(contents.upload_router)
+router.include_router(contents.router)
+router.include_router(datasets.router)
+router.include_router(pairs.router)
+router.include_router(models.router)
+router.include_router(fine_tunings.router)
+router.include_router(fine_tunings.waiting)

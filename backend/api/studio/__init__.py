@@ -2,9 +2,12 @@
 
 from fastapi import APIRouter
 
+from backend.api.rate_limit import rate_limit_docs
 from backend.api.studio import (
     chunks,
+    dataset_versions,
     datasets,
+    examples,
     exports,
     files,
     hardware,
@@ -16,5 +19,18 @@ from backend.api.studio import (
 )
 
 router = APIRouter()
-for module in (health, projects, model_info, files, chunks, datasets, hardware, training, exports, jobs):
-    router.include_router(module.router)
+router.include_router(health.router)
+for module in (
+    projects,
+    model_info,
+    files,
+    chunks,
+    datasets,
+    examples,
+    dataset_versions,
+    hardware,
+    training,
+    exports,
+    jobs,
+):
+    router.include_router(module.router, responses=rate_limit_docs())

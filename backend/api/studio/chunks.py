@@ -7,13 +7,14 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from backend.api.errors import error_responses
+from backend.api.idempotency import IdempotentRoute
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject, WindowDep
 from backend.api.studio.schemas import EnqueuedOut, enqueued
 from backend.contents import queries, service
 
-router = APIRouter(prefix="/projects/{project_id}/chunks", tags=["chunks"])
+router = APIRouter(prefix="/projects/{project_id}/chunks", tags=["chunks"], route_class=IdempotentRoute)
 
 
 class ChunksIn(BaseModel):

@@ -1,22 +1,20 @@
-"""The project's dataset: preview, generate, examples, stats."""
+"""The project's dataset: preview, generate, stats."""
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
-from uuid import UUID
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import BaseModel, Field, StringConstraints
 
 from backend.api.errors import error_responses
+from backend.api.idempotency import IdempotentRoute
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
-from backend.api.studio.deps import OwnedExample, OwnedProject, WindowDep
+from backend.api.studio.deps import OwnedProject
 from backend.api.studio.schemas import EnqueuedOut, enqueued
-from backend.datasets import queries, service
-from backend.datasets.models import Example
-from backend.datasets.service import DatasetStats
+from backend.datasets import queries, service, stats
+from backend.datasets.strategies.judge import DEFAULT_THRESHOLD, HIGHEST, LOWEST
 
-router = APIRouter(prefix="/projects/{project_id}/dataset", tags=["dataset"])
+router = APIRouter(prefix="/projects/{project_id}/dataset", tags=["dataset"], route_class=IdempotentRoute)
 
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
@@ -28,35 +26,14 @@ class PreviewIn(BaseModel):
 
 class GenerateIn(BaseModel):
     num_examples_target: int | None = Field(default=None, ge=1, le=100_000)
+    # A cap for each chunk; without a target, the count that each chunk is asked for.
     examples_per_chunk: int | None = Field(default=None, ge=1, le=50)
     ollama_model: ModelName | None = None
-
-
-class ExampleOut(BaseModel):
-    id: UUID
-    split: str
-    data: dict[str, Any]
-    is_valid: bool
-    invalid_reason: str | None
-    token_count: int
-    metadata: dict[str, Any]
-    created_at: datetime
-
-
-class ExampleStatsOut(BaseModel):
-    total: int
-    valid: int
-    invalid: int
-    train: int
-    eval: int
-    preview: int
-    avg_token_count: int
-
-
-class ExampleListOut(BaseModel):
-    items: list[ExampleOut]
-    total: int
-    stats: ExampleStatsOut
+    # Keeps the current dataset and asks only the chunks that came since it was made.
+    only_changed: bool = False
+    # A second reading by the model of LLM_JUDGE_MODEL; what it scores below the threshold (1 to 5) is not valid.
+    judge: bool = False
+    judge_threshold: float = Field(default=DEFAULT_THRESHOLD, ge=LOWEST, le=HIGHEST)
 
 
 class SplitStatsOut(BaseModel):
@@ -72,6 +49,9 @@ class StatsOut(BaseModel):
     invalid: int
     by_split: dict[str, SplitStatsOut]
     validation_errors: dict[str, int]
+    # What the last generation found: how alike train and eval are, and all else that it has to say. None before it.
+    leakage: dict[str, Any] | None
+    report: dict[str, Any] | None
 
 
 @router.post("/preview", status_code=202, responses=error_responses(400, 404, 409, 503))
@@ -103,36 +83,18 @@ async def generate_dataset(
         target=wanted.num_examples_target,
         examples_per_chunk=wanted.examples_per_chunk,
         model=wanted.ollama_model,
+        only_changed=wanted.only_changed,
+        judge=wanted.judge,
+        judge_threshold=wanted.judge_threshold,
     )
     return enqueued(job, "Dataset generation job enqueued")
 
 
-@router.get("/examples", responses=error_responses(404))
-async def list_examples(
-    project: OwnedProject,
-    session: SessionDep,
-    window: WindowDep,
-    split: Annotated[Literal["preview", "train", "eval"] | None, Query()] = None,
-    is_valid: Annotated[bool | None, Query()] = None,
-) -> ExampleListOut:
-    dataset = await queries.find_current(session, project.id)
-    found = await service.stats(session, dataset)
-    if dataset is None:
-        return ExampleListOut(items=[], total=0, stats=example_stats_out(found))
-    page = await queries.page_examples(session, dataset, window, split=split, is_valid=is_valid)
-    return ExampleListOut(
-        items=[example_out(example) for example in page.items], total=page.total, stats=example_stats_out(found)
-    )
-
-
-@router.delete("/examples/{example_id}", status_code=204, responses=error_responses(404, 409))
-async def delete_example(example: OwnedExample, project: OwnedProject, session: SessionDep) -> None:
-    await service.delete_example(session, project, example)
-
-
 @router.get("/stats", responses=error_responses(404))
 async def get_stats(project: OwnedProject, session: SessionDep) -> StatsOut:
-    found = await service.stats(session, await queries.find_current(session, project.id))
+    dataset = await queries.find_current(session, project.id)
+    found = await stats.of(session, dataset)
+    report = dataset.report if dataset else {}
     return StatsOut(
         total=found.total,
         valid=found.valid,
@@ -147,29 +109,6 @@ async def get_stats(project: OwnedProject, session: SessionDep) -> StatsOut:
             for name, split in found.by_split.items()
         },
         validation_errors=found.validation_errors,
-    )
-
-
-def example_out(example: Example) -> ExampleOut:
-    return ExampleOut(
-        id=example.public_id,
-        split=example.split,
-        data={"instruction": example.instruction, "input": example.input, "output": example.output},
-        is_valid=example.is_valid,
-        invalid_reason=example.invalid_reason,
-        token_count=example.token_count,
-        metadata=example.meta,
-        created_at=example.created_at,
-    )
-
-
-def example_stats_out(found: DatasetStats) -> ExampleStatsOut:
-    return ExampleStatsOut(
-        total=found.total,
-        valid=found.valid,
-        invalid=found.invalid,
-        train=found.by_split["train"].count,
-        eval=found.by_split["eval"].count,
-        preview=found.preview,
-        avg_token_count=found.avg_token_count,
+        leakage=report.get("leakage"),
+        report=report or None,
     )

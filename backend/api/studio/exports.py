@@ -8,8 +8,9 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from backend.api.auth import ClaimsDep, authenticate
+from backend.api.auth import ClaimsDep, Credentials, authenticate
 from backend.api.errors import error_responses
+from backend.api.idempotency import IdempotentRoute
 from backend.api.services import Services, ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject
@@ -19,9 +20,8 @@ from backend.storage import BlobNotFound
 from backend.training import queries, service
 from backend.training.errors import ExportNotFound
 from backend.training.exports import ARCHIVE
-from backend.users.tokens import Claims
 
-router = APIRouter(prefix="/projects/{project_id}/export", tags=["export"])
+router = APIRouter(prefix="/projects/{project_id}/export", tags=["export"], route_class=IdempotentRoute)
 
 _MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8", ".zip": "application/zip"}
 _BINARY: dict[int | str, dict[str, Any]] = {
@@ -65,7 +65,9 @@ async def download_file(project_id: UUID, filename: str, claims: ClaimsDep, serv
     return await _download(services, claims, project_id, filename)
 
 
-async def _download(services: Services, claims: Claims | None, project_id: UUID, filename: str) -> StreamingResponse:
+async def _download(
+    services: Services, claims: Credentials | None, project_id: UUID, filename: str
+) -> StreamingResponse:
     # A short transaction of its own: none is open while the storage is asked.
     async with services.db.transaction() as session:
         owner = await authenticate(services, session, claims)

@@ -1,11 +1,11 @@
 """Files of a project: upload, list, delete."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from backend.api import uploads
 from backend.api.auth import ClaimsDep, authenticate
@@ -14,13 +14,33 @@ from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedFile, OwnedProject
 from backend.contents import queries, service
+from backend.contents.errors import UnknownSplit
 from backend.contents.models import Content
+from backend.datasets import uploads as dataset_uploads
 from backend.projects import queries as project_queries
 from backend.projects import service as projects
 
 router = APIRouter(prefix="/projects/{project_id}/files", tags=["files"])
 
 Kind = Literal["raw_doc", "dataset_upload"]
+
+
+class RowErrorOut(BaseModel):
+    line: int
+    code: str
+    message: str
+
+
+class ImportOut(BaseModel):
+    """What an uploaded dataset held; `imported` counts the rows that are examples by now."""
+
+    shape: str | None
+    rows: int
+    valid: int
+    invalid: int
+    errors: list[RowErrorOut]
+    error_counts: dict[str, int]
+    imported: int = 0
 
 
 class FileOut(BaseModel):
@@ -33,6 +53,10 @@ class FileOut(BaseModel):
     created_at: datetime
     page_count: int | None
     character_count: int
+    purpose: str | None
+    # Of datasets; null for documents. The first is called `import`, which is no name in Python.
+    report: ImportOut | None = Field(serialization_alias="import")
+    import_job_id: UUID | None
 
 
 class FilesOut(BaseModel):
@@ -50,6 +74,8 @@ _UPLOAD_DOCS = {
                     "properties": {
                         "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
                         "kind": {"type": "string", "enum": ["raw_doc", "dataset_upload"], "default": "raw_doc"},
+                        "purpose": {"type": "string", "enum": list(service.PURPOSES), "default": service.EXAMPLES},
+                        "split": {"type": "string", "enum": list(dataset_uploads.SPLITS), "default": "auto"},
                     },
                 }
             }
@@ -73,16 +99,23 @@ async def upload_files(project_id: UUID, request: Request, claims: ClaimsDep, se
         room_bytes=settings.upload_max_project_bytes - stored_bytes,
     )
     async with uploads.receive(request, file_field="files", limits=limits) as form:
+        split = form.fields.get("split", "auto")
+        if split not in dataset_uploads.SPLITS:
+            raise UnknownSplit(accepted=" or ".join(dataset_uploads.SPLITS))
         prepared = await service.prepare(
             services.storage,
             service.Limits.of(settings),
             folder=projects.folder_of(project),
             kind=form.fields.get("kind", "raw_doc"),
+            purpose=form.fields.get("purpose", service.EXAMPLES),
             files=[service.Incoming(file.path, file.filename, file.size_bytes) for file in form.files],
         )
     async with service.kept_or_deleted(services.storage, prepared), services.db.transaction() as session:
         project = await project_queries.get_project(session, owner, project_id)
         contents = await service.add(session, project, prepared, max_project_mb=settings.upload_max_project_mb)
+        for content in contents:
+            if content.kind == "dataset_upload" and content.purpose == service.EXAMPLES:
+                await dataset_uploads.start_import(session, services.broker, project, content, split=split)
     return FilesOut(files=[file_out(content) for content in contents])
 
 
@@ -96,10 +129,14 @@ async def list_files(
 
 @router.delete("/{file_id}", status_code=204, responses=error_responses(404))
 async def delete_file(file: OwnedFile, session: SessionDep, services: ServicesDep) -> None:
-    await service.delete(session, services.storage, file)
+    """Deletes a file; the examples that were imported from it go with it."""
+    if file.kind == "dataset_upload":
+        await dataset_uploads.withdraw(session, file)
+    await service.delete(session, services.storage, services.events, file)
 
 
 def file_out(content: Content) -> FileOut:
+    report: dict[str, Any] | None = content.import_report
     return FileOut(
         id=content.public_id,
         filename=content.name,
@@ -110,4 +147,7 @@ def file_out(content: Content) -> FileOut:
         created_at=content.created_at,
         page_count=content.page_count,
         character_count=content.character_count,
+        purpose=content.purpose if content.kind == "dataset_upload" else None,
+        report=None if report is None else ImportOut.model_validate(report),
+        import_job_id=None if report is None else report.get("job_id"),
     )

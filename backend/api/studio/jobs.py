@@ -4,25 +4,20 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from backend.api import sse
 from backend.api.errors import error_responses
-from backend.api.services import Services, ServicesDep
+from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
+from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedJob, OwnedProject
 from backend.jobs import queries, service
 from backend.jobs.models import Job
-from backend.jobs.states import ENDED, JobState
+from backend.jobs.states import JobState
 
 router = APIRouter(tags=["jobs"])
-
-LastEventId = Annotated[str | None, Header(alias="Last-Event-ID")]
-SSE_DOCS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"}
-}
 
 
 class JobOut(BaseModel):
@@ -80,25 +75,6 @@ async def cancel_job(job: OwnedJob, session: SessionDep, services: ServicesDep) 
 @router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses={**SSE_DOCS, **error_responses(404)})
 async def stream_events(job: OwnedJob, services: ServicesDep, last_event_id: LastEventId = None) -> StreamingResponse:
     return event_stream(services, job, last_event_id)
-
-
-def event_stream(services: Services, job: Job, last_event_id: str | None) -> StreamingResponse:
-    """The job's events from `last_event_id` on. The request's own transaction is over when this streams."""
-    job_id = job.id
-
-    async def end_of() -> tuple[str, dict[str, object]] | None:
-        async with services.db.transaction() as session:
-            current = await session.get(Job, job_id)
-        if current is None:
-            return "error", {"status": "failed", "error": "The job was deleted.", "error_code": "JOB_NOT_FOUND"}
-        return service.end_event(current) if current.state in ENDED else None
-
-    events = sse.stream(
-        services.events, services.hub, job.public_id, after=sse.resume_point(last_event_id), end_of=end_of
-    )
-    return StreamingResponse(
-        events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    )
 
 
 def job_out(job: Job) -> JobOut:

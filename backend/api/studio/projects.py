@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from backend.api.auth import OwnerDep
 from backend.api.errors import error_responses
+from backend.api.idempotency import IdempotentRoute
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject, WindowDep
@@ -17,7 +18,7 @@ from backend.projects import queries, service
 from backend.projects.models import Project
 from backend.projects.stages import Stage
 
-router = APIRouter(prefix="/projects", tags=["projects"])
+router = APIRouter(prefix="/projects", tags=["projects"], route_class=IdempotentRoute)
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]

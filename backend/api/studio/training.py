@@ -9,15 +9,17 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.api.errors import error_responses
+from backend.api.idempotency import IdempotentRoute
+from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject
-from backend.api.studio.jobs import SSE_DOCS, LastEventId, event_stream
 from backend.api.studio.schemas import EnqueuedOut, enqueued
 from backend.jobs.states import JobState
-from backend.training import service
+from backend.training import queries, service
+from backend.training.fine_tunings import LOCAL
 
-router = APIRouter(prefix="/projects/{project_id}/train", tags=["training"])
+router = APIRouter(prefix="/projects/{project_id}/train", tags=["training"], route_class=IdempotentRoute)
 
 Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000)]
 
@@ -48,6 +50,14 @@ class MetricsOut(BaseModel):
     epoch: float | None = None
 
 
+class TrainedOnOut(BaseModel):
+    """The frozen version of the dataset that a run trains on."""
+
+    id: UUID
+    version: int
+    sha256: str
+
+
 class StatusOut(BaseModel):
     run_id: UUID
     job_id: UUID
@@ -56,6 +66,8 @@ class StatusOut(BaseModel):
     progress_pct: int
     message: str
     current_metrics: MetricsOut
+    # None for a run of a time when datasets had no versions.
+    dataset: TrainedOnOut | None
     started_at: datetime | None
     finished_at: datetime | None
     elapsed_seconds: int
@@ -73,7 +85,7 @@ class CompareIn(BaseModel):
     max_new_tokens: int = Field(default=128, ge=1, le=2048)
 
 
-@router.post("/start", status_code=202, responses=error_responses(400, 404, 409))
+@router.post("/start", status_code=202, responses=error_responses(400, 403, 404, 409))
 async def start_training(
     project: OwnedProject, session: SessionDep, services: ServicesDep, body: TrainIn | None = None
 ) -> TrainOut:
@@ -92,20 +104,26 @@ async def start_training(
 @router.get("/status", responses=error_responses(404))
 async def get_training_status(project: OwnedProject, session: SessionDep) -> StatusOut:
     fine_tuning, job = await service.latest_run(session, project)
-    started, ended = job.started_at, job.finished_at or datetime.now(UTC)
+    hosted = fine_tuning.provider != LOCAL
+    # The job of a run at a provider only hands it over; what is shown is the run's own.
+    started = fine_tuning.started_at if hosted else job.started_at
+    finished = fine_tuning.completed_at if hosted else job.finished_at
+    ended = finished or datetime.now(UTC)
     hidden = ("history", "samples", "versions")
+    trained_on = await queries.version_of(session, fine_tuning)
     return StatusOut(
         run_id=fine_tuning.public_id,
         job_id=job.public_id,
-        status=job.state,
+        status=service.job_state(fine_tuning, job),
         method=fine_tuning.method,
-        progress_pct=round(job.progress_pct),
+        progress_pct=round(fine_tuning.progress if hosted else job.progress_pct),
         message=job.message,
         current_metrics=MetricsOut(**{key: item for key, item in fine_tuning.metrics.items() if key not in hidden}),
+        dataset=TrainedOnOut.model_validate(trained_on.as_dict()) if trained_on else None,
         started_at=started,
-        finished_at=job.finished_at,
+        finished_at=finished,
         elapsed_seconds=round((ended - started).total_seconds()) if started else 0,
-        error_message=job.error_message,
+        error_message=fine_tuning.error_message if hosted else job.error_message,
     )
 
 
@@ -119,8 +137,9 @@ async def stream_training_logs(
 
 @router.post("/cancel", responses=error_responses(404, 409))
 async def cancel_training(project: OwnedProject, session: SessionDep, services: ServicesDep) -> CancelledOut:
-    job = await service.cancel(session, services.events, project)
-    return CancelledOut(status=JobState.CANCELLED, message="Training job cancelled", job_status=job.state)
+    fine_tuning, job = await service.cancel(session, services.events, project)
+    state = service.job_state(fine_tuning, job)
+    return CancelledOut(status=JobState.CANCELLED, message="Training job cancelled", job_status=state)
 
 
 @router.post("/compare", status_code=202, responses=error_responses(400, 404))
