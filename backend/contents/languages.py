@@ -55,8 +55,8 @@ def _identifier() -> Any:
     with _loading:
         if _loaded is None:
             # Imported here: most processes never ask for a language.
-            from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
-            from py3langid.modelio import load_model  # type: ignore[import-untyped]
+            from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
+            from py3langid.modelio import load_model
 
             weights, priors, classes, moves, rows, outputs = load_model(MODEL_DIR / MODEL_FILE)
             kept = [at for at, language in enumerate(classes) if language in LANGUAGES or language == NO_LANGUAGE]

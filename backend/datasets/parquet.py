@@ -14,7 +14,7 @@ class ParquetFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         # Loading it takes a quarter of a second and some memory, which only those pay who ask for such a file.
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow
         from pyarrow import parquet
 
         self._arrow = pyarrow

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rensa import RMinHash  # type: ignore[import-untyped]
+from rensa import RMinHash
 
 Hashes = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]

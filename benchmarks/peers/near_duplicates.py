@@ -39,7 +39,7 @@ def timed(way: str, texts: Sequence[str]) -> Run:
 
 def rensa_without_shingling(texts: Sequence[str]) -> float:
     """Seconds of rensa's deduplicator alone, its shingles made before: what remains if they cost nothing."""
-    from rensa import RMinHashDeduplicator  # type: ignore[import-untyped]
+    from rensa import RMinHashDeduplicator
 
     entries = [(str(row), list(shingles(text))) for row, text in enumerate(texts)]
     deduplicator = RMinHashDeduplicator(threshold=THRESHOLD, num_perm=PERMUTATIONS, use_lsh=True)
@@ -83,7 +83,7 @@ def _rensa_lsh(texts: Sequence[str]) -> list[int]:
 
 
 def _datasketch(texts: Sequence[str]) -> list[int]:
-    from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+    from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
     dropped = []

@@ -214,8 +214,8 @@ class BedrockTuning:
     def _client(self, service: str) -> Any:
         """Made in a thread: botocore reads a service's model from disk."""
         if service not in self._clients:
-            import boto3  # type: ignore[import-untyped]
-            from botocore.config import Config  # type: ignore[import-untyped]
+            import boto3
+            from botocore.config import Config
 
             secret, identity = self._secrets
             client = boto3.session.Session(
@@ -252,9 +252,9 @@ class BedrockTuning:
             raise self._translated(error) from None
 
     def _translated(self, error: Exception) -> TuningError:
-        from boto3.exceptions import Boto3Error  # type: ignore[import-untyped]
-        from botocore import exceptions as aws  # type: ignore[import-untyped]
-        from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+        from boto3.exceptions import Boto3Error
+        from botocore import exceptions as aws
+        from botocore.parsers import ResponseParserError
 
         words = quoted(error, *self._secrets)
         if isinstance(error, aws.ClientError):
