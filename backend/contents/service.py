@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from backend.contents import extraction, fetching, names, queries, sniffing, speech
+from backend.contents import extraction, fetching, names, queries, sniffing
 from backend.contents.errors import (
     BadChunkSizes,
     DatasetHasNoRows,
@@ -20,6 +20,7 @@ from backend.contents.errors import (
     NoDocuments,
     NoFiles,
     ProjectFull,
+    TranscriptionNotAvailable,
     UnknownContent,
     UnknownKind,
     UnknownPurpose,
@@ -164,15 +165,14 @@ async def add_link(
 ) -> Content:
     """Adds a page or video that a job will fetch. Raises UrlInvalid, UrlNotAllowed, TranscriptionNotAvailable."""
     guard.check(url)
+    if type == "youtube":
+        raise TranscriptionNotAvailable()
     content = fetching.new_website(projects.folder_of(project), url=url, name=name, description=description)
     content.type = type
     content.project_id = project.id
     session.add(content)
     await session.flush()
-    if type == "youtube":
-        await speech.start_youtube(session, broker, content)
-    else:
-        await fetching.start_fetching(session, broker, project, content)
+    await fetching.start_fetching(session, broker, project, content)
     return content
 
 
