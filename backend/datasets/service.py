@@ -18,7 +18,7 @@ from backend.datasets.errors import (
     UnknownDataset,
 )
 from backend.datasets.models import Dataset
-from backend.datasets.strategies.base import TaskNotSupportedByModel, TaskType
+from backend.datasets.strategies.choice import check_task, strategy_for
 from backend.datasets.strategies.judge import DEFAULT_THRESHOLD
 from backend.jobs import kinds, queue
 from backend.jobs.kinds import JobKind
@@ -33,7 +33,6 @@ from backend.projects.stages import Stage
 PREVIEW_EXAMPLES = 10
 DEFAULT_TARGET = 200
 DEFAULT_TRAIN_SHARE = 0.9
-_FEWEST_LABELS = 2
 _PENDING = ("pending", "processing")
 
 
@@ -224,14 +223,10 @@ async def _require_input(session: AsyncSession, settings: Settings, project: Pro
 
 
 def _require_model(settings: Settings, project: Project, model: str | None) -> None:
-    if not settings.llm_base_url or not (model or settings.llm_model):
+    name = model or settings.llm_model
+    if not settings.llm_base_url or not name:
         raise NoModelForGeneration()
-    if project.task_type == TaskType.CLASSIFICATION and len(project.config.get("labels") or ()) < _FEWEST_LABELS:
-        raise TaskNotSupportedByModel(
-            "Classification needs at least two classes to choose from: set `labels` in the project's config with "
-            "PATCH /projects/{project_id}, or choose another task_type.",
-            task_type=project.task_type,
-        )
+    check_task(project.task_type, project.config.get("labels") or (), strategy_for(name, settings.llm_strategy))
 
 
 async def _new_dataset(session: AsyncSession, project: Project) -> Dataset:

@@ -12,7 +12,7 @@ from backend.jobs import kinds, queue
 from backend.jobs.events import EventLog
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
-from backend.jobs.states import JobState
+from backend.jobs.states import LIVE, JobState
 from backend.kit.broker import Broker
 from backend.projects.models import Project
 from backend.training import fine_tunings, hyperparams, queries
@@ -79,6 +79,8 @@ async def latest_run(session: AsyncSession, project: Project) -> tuple[FineTunin
 async def cancel(session: AsyncSession, events: EventLog, project: Project) -> tuple[FineTuning, Job]:
     """Cancels the latest run, wherever it trains. Raises NoTrainingRun, NoTrainingRunning."""
     fine_tuning, job = await latest_run(session, project)
+    if job_state(fine_tuning, job) not in LIVE:
+        raise NoTrainingRunning()
     try:
         fine_tuning = await fine_tunings.cancel(session, events, fine_tuning)
     except FineTuningEnded as error:

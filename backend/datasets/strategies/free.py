@@ -52,7 +52,7 @@ class FreeStrategy:
         """One request for each MOST_EXAMPLES_PER_REQUEST examples; none for a chunk with next to no text."""
         if chunk.task_type is TaskType.CLASSIFICATION and len(chunk.labels) < 2:
             raise TaskNotSupportedByModel(
-                advice="Classification needs at least two classes: set them in the project's configuration, "
+                advice="It needs at least two classes to choose from: set `labels` in the project's config, "
                 "or choose another task.",
                 task_type=chunk.task_type.value,
             )

@@ -139,20 +139,12 @@ class FireworksTuning:
         )
 
     async def cancel(self, external_id: str) -> None:
-        try:
-            await self._rest.call("POST", f"{external_id}:cancel", body={})
-        except ProviderRefused as error:
-            # Its answers for a job that has ended.
-            if error.provider_status not in (400, 409):
-                raise
+        # Its answers for a job that has ended.
+        await self._rest.call_unless_refused("POST", f"{external_id}:cancel", (400, 409), body={})
 
     async def forget(self, external_id: str, state: dict[str, Any]) -> None:
         for dataset in state.get("datasets", ()):
-            try:
-                await self._rest.call("DELETE", dataset)
-            except ProviderRefused as error:
-                if error.provider_status != 404:
-                    raise
+            await self._rest.call_unless_refused("DELETE", dataset, (404,))
 
     async def estimate(self, job: TuningJob) -> Estimate:
         return Estimate(

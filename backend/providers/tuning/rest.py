@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -62,6 +62,16 @@ class RestClient:
         async with self._bounded(seconds or self._seconds):
             request = self._http.build_request(method, path.lstrip("/"), json=body, params=query)
             return await self._exchange(request)
+
+    async def call_unless_refused(
+        self, method: str, path: str, statuses: Collection[int], *, body: dict[str, Any] | None = None
+    ) -> None:
+        """A call whose work may have been done before: an answer with one of the statuses says so, and is no error."""
+        try:
+            await self.call(method, path, body=body)
+        except ProviderRefused as error:
+            if error.provider_status not in statuses:
+                raise
 
     async def upload(self, path: str, file: Path, *, name: str, fields: dict[str, str] | None = None) -> dict[str, Any]:
         """Sends a file as multipart form, streamed from disk. Raises TuningErrors."""

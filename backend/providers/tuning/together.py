@@ -115,20 +115,12 @@ class TogetherTuning:
         )
 
     async def cancel(self, external_id: str) -> None:
-        try:
-            await self._rest.call("POST", f"fine-tunes/{external_id}/cancel")
-        except ProviderRefused as error:
-            # Its answers for a job that has ended.
-            if error.provider_status not in (400, 409, 422):
-                raise
+        # Its answers for a job that has ended.
+        await self._rest.call_unless_refused("POST", f"fine-tunes/{external_id}/cancel", (400, 409, 422))
 
     async def forget(self, external_id: str, state: dict[str, Any]) -> None:
         for file in state.get("files", ()):
-            try:
-                await self._rest.call("DELETE", f"files/{file}")
-            except ProviderRefused as error:
-                if error.provider_status != 404:
-                    raise
+            await self._rest.call_unless_refused("DELETE", f"files/{file}", (404,))
 
     async def estimate(self, job: TuningJob) -> Estimate:
         return Estimate(
