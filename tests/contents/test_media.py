@@ -3,12 +3,11 @@
 import io
 from pathlib import Path
 
+import av
 import pytest
 
 from backend.contents.media import TYPE_OF_MEDIA, media_type
 from backend.contents.sniffing import sniff
-
-av = pytest.importorskip("av", reason="PyAV comes with the extra `speech`")
 
 
 def encoded(container: str, codec: str, seconds: float = 1.0) -> bytes:

@@ -2,7 +2,9 @@
 
 import zipfile
 from pathlib import Path
+from uuid import UUID
 
+from backend.datasets.versions import VersionName
 from backend.projects.models import Project
 from backend.training.exports import ARCHIVE, pack
 from backend.training.hardware import read_nvidia_smi
@@ -26,9 +28,16 @@ def test_the_same_files_make_the_same_archive(tmp_path: Path) -> None:
         assert archive.getinfo("adapter_model.safetensors").compress_type == zipfile.ZIP_STORED
 
 
-def _run(**metrics: object) -> tuple[Project, FineTuning]:
+VERSION = VersionName(dataset_id=UUID(int=7), version=3, sha256="a1" * 32)
+
+
+def _run(**metrics: object) -> tuple[Project, FineTuning, VersionName]:
     tuning = FineTuning(model="org/base", method="lora", hyperparameters={"lora_r": 16}, metrics=metrics)
-    return Project(name="Manual"), tuning
+    return Project(name="Manual"), tuning, VERSION
+
+
+def test_the_report_names_the_version_of_the_dataset() -> None:
+    assert f"- Dataset: `{UUID(int=7)}`, version 3, SHA-256 `{'a1' * 32}`" in render_report(*_run())
 
 
 def test_the_report_says_whether_it_got_better() -> None:
