@@ -147,6 +147,14 @@ def render_unexpected(error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
+    _install_refusals(app)
+    _install_outages(app)
+    # Any other exception is rendered by the RequestId middleware, whose header the answer then has.
+
+
+def _install_refusals(app: FastAPI) -> None:
+    """What is wrong with the request."""
+
     @app.exception_handler(DomainError)
     async def domain_error(_: Request, error: DomainError) -> Response:
         headers: Mapping[str, str] | None = getattr(error, "headers", None)
@@ -171,6 +179,20 @@ def install(app: FastAPI) -> None:
             detail = _SENTENCES.get(status, detail)
         return render(status, detail, _CODES.get(status, "ERROR"), headers=error.headers)
 
+    @app.exception_handler(StaleDataError)
+    @app.exception_handler(ObjectDeletedError)
+    async def stale(_: Request, __: Exception) -> Response:
+        return _changed_meanwhile()
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_left(_: Request, error: ClientDisconnect) -> Response:
+        # Nobody reads this answer; it only keeps an upload that was broken off from looking like an error of ours.
+        return render(400, "The body ends before it is complete. Send it again.", "BODY_INCOMPLETE")
+
+
+def _install_outages(app: FastAPI) -> None:
+    """What is wrong with the servers and the disk that this one needs."""
+
     @app.exception_handler(OperationalError)
     @app.exception_handler(InterfaceError)
     @app.exception_handler(DBAPIError)
@@ -193,20 +215,10 @@ def install(app: FastAPI) -> None:
         log.error("no answer in time: %s", error)
         return _no_database()
 
-    @app.exception_handler(StaleDataError)
-    @app.exception_handler(ObjectDeletedError)
-    async def stale(_: Request, __: Exception) -> Response:
-        return _changed_meanwhile()
-
     @app.exception_handler(ConnectionError)
     async def connection_error(_: Request, error: ConnectionError) -> Response:
         log.error("a server that this one needs is not available: %s", error)
         return render(503, "The service is starting or restarting. Try again in a moment.", "SERVICE_UNAVAILABLE")
-
-    @app.exception_handler(ClientDisconnect)
-    async def client_left(_: Request, error: ClientDisconnect) -> Response:
-        # Nobody reads this answer; it only keeps an upload that was broken off from looking like an error of ours.
-        return render(400, "The body ends before it is complete. Send it again.", "BODY_INCOMPLETE")
 
     @app.exception_handler(OSError)
     async def disk_error(_: Request, error: OSError) -> Response:
@@ -219,8 +231,6 @@ def install(app: FastAPI) -> None:
     async def redis_error(_: Request, error: RedisError) -> Response:
         log.error("redis is not available: %s", error)
         return render(503, "Redis does not answer. Try again in a moment.", "REDIS_UNAVAILABLE")
-
-    # Any other exception is rendered by the RequestId middleware, whose header the answer then has.
 
 
 def _no_database() -> Response:

@@ -102,7 +102,7 @@ class FireworksTuning:
                 return found
             await take_back(self, job.our_id, {"datasets": datasets})
             raise
-        return Submission(self._text(created, "name"), {"datasets": datasets})
+        return Submission(self._rest.text_in(created, "name"), {"datasets": datasets})
 
     async def find(self, our_id: UUID) -> Submission | None:
         account, job_id = await self._account(), _job_id(our_id)
@@ -113,11 +113,11 @@ class FireworksTuning:
                 return None
             raise
         datasets = [job.get("dataset"), job.get("evaluationDataset")]
-        return Submission(self._text(job, "name"), {"datasets": [dataset for dataset in datasets if dataset]})
+        return Submission(self._rest.text_in(job, "name"), {"datasets": [dataset for dataset in datasets if dataset]})
 
     async def poll(self, external_id: str, state: dict[str, Any]) -> TuningProgress:
         job = await self._rest.call("GET", external_id)
-        said = self._text(job, "state")
+        said = self._rest.text_in(job, "state")
         status = _STATUSES.get(said.removeprefix("JOB_STATE_"))
         if status is None:
             raise self._rest.broken(f"unknown status '{said}'")
@@ -172,7 +172,7 @@ class FireworksTuning:
             listed = (await self._rest.call("GET", "accounts")).get("accounts")
             if not isinstance(listed, list) or not listed or not isinstance(listed[0], dict):
                 raise self._rest.broken("no account belongs to the key")
-            self._known_account = self._text(listed[0], "name")
+            self._known_account = self._rest.text_in(listed[0], "name")
         return self._known_account
 
     async def _dataset(self, account: str, dataset_id: str, file: Path) -> str:
@@ -193,12 +193,6 @@ class FireworksTuning:
                 return name
             await asyncio.sleep(self._check_seconds)
         raise ProviderUnavailable(self.name, "the data set is still being read")
-
-    def _text(self, fields: dict[str, Any], name: str) -> str:
-        value = fields.get(name)
-        if not isinstance(value, str) or not value:
-            raise self._rest.broken(f"it has no {name}")
-        return value
 
 
 def _job_id(our_id: UUID) -> str:

@@ -76,7 +76,7 @@ class MistralTuning:
         except (ProviderRefused, ProviderRateLimited):
             await take_back(self, job.our_id, {"files": files})
             raise
-        return Submission(self._text(created, "id"), {"files": files})
+        return Submission(self._rest.text_in(created, "id"), {"files": files})
 
     async def find(self, our_id: UUID) -> Submission | None:
         listed = await self._rest.call("GET", "v1/files", query={"search": str(our_id), "page_size": _PAGE_SIZE})
@@ -89,14 +89,14 @@ class MistralTuning:
             jobs = self._items(await self._rest.call("GET", _JOBS, query={"page": page, "page_size": _PAGE_SIZE}))
             for item in jobs:
                 if set(item.get("training_files") or ()) & set(files):
-                    return Submission(self._text(item, "id"), {"files": files})
+                    return Submission(self._rest.text_in(item, "id"), {"files": files})
             if len(jobs) < _PAGE_SIZE:
                 return None
         return None
 
     async def poll(self, external_id: str, state: dict[str, Any]) -> TuningProgress:
         job = await self._rest.call("GET", f"{_JOBS}/{external_id}")
-        said = self._text(job, "status")
+        said = self._rest.text_in(job, "status")
         if said not in _STATUSES:
             raise self._rest.broken(f"unknown status '{said}'")
         if said == "VALIDATED":
@@ -150,27 +150,17 @@ class MistralTuning:
         # What finds the job again is the training file; the other is told apart by its end.
         name = f"validation-{job.our_id}.jsonl" if validation else f"{job.our_id}.jsonl"
         sent = await self._rest.upload("v1/files", file, name=name, fields={"purpose": "fine-tune"})
-        return self._text(sent, "id")
+        return self._rest.text_in(sent, "id")
 
     async def _start(self, external_id: str) -> None:
-        try:
-            await self._rest.call("POST", f"{_JOBS}/{external_id}/start")
-        except ProviderRefused as error:
-            # An earlier start was taken while its answer was lost.
-            if error.provider_status != 409:
-                raise
+        # 409: an earlier start was taken while its answer was lost.
+        await self._rest.call_unless_refused("POST", f"{_JOBS}/{external_id}/start", (409,))
 
     def _items(self, listed: dict[str, Any]) -> list[dict[str, Any]]:
         items = listed.get("data")
         if not isinstance(items, list):
             raise self._rest.broken("a list without data")
         return [item for item in items if isinstance(item, dict)]
-
-    def _text(self, fields: dict[str, Any], name: str) -> str:
-        value = fields.get(name)
-        if not isinstance(value, str) or not value:
-            raise self._rest.broken(f"it has no {name}")
-        return value
 
 
 def _cost(job: dict[str, Any]) -> dict[str, Any]:

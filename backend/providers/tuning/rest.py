@@ -106,6 +106,13 @@ class RestClient:
         except (httpx.HTTPError, TimeoutError) as error:
             raise self._unreachable(error) from None
 
+    def text_in(self, fields: dict[str, Any], name: str) -> str:
+        """A text that an answer must have. Raises ProviderAnswerBroken."""
+        value = fields.get(name)
+        if not isinstance(value, str) or not value:
+            raise self.broken(f"it has no {name}")
+        return value
+
     def broken(self, what: str) -> ProviderAnswerBroken:
         return ProviderAnswerBroken(self._provider, quoted(what, self._key))
 

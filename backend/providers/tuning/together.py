@@ -79,7 +79,7 @@ class TogetherTuning:
         except (ProviderRefused, ProviderRateLimited):
             await take_back(self, job.our_id, {"files": files})
             raise
-        return Submission(self._text(created, "id"), {"files": files})
+        return Submission(self._rest.text_in(created, "id"), {"files": files})
 
     async def find(self, our_id: UUID) -> Submission | None:
         listed = self._items(await self._rest.call("GET", "files"))
@@ -88,12 +88,12 @@ class TogetherTuning:
             return None
         for item in self._items(await self._rest.call("GET", "fine-tunes")):
             if item.get("training_file") in files:
-                return Submission(self._text(item, "id"), {"files": files})
+                return Submission(self._rest.text_in(item, "id"), {"files": files})
         return None
 
     async def poll(self, external_id: str, state: dict[str, Any]) -> TuningProgress:
         job = await self._rest.call("GET", f"fine-tunes/{external_id}")
-        said = self._text(job, "status")
+        said = self._rest.text_in(job, "status")
         status = _STATUSES.get(said)
         if status is None:
             raise self._rest.broken(f"unknown status '{said}'")
@@ -144,19 +144,13 @@ class TogetherTuning:
 
     async def _upload(self, file: Path, name: str) -> str:
         fields = {"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"}
-        return self._text(await self._rest.upload("files/upload", file, name=name, fields=fields), "id")
+        return self._rest.text_in(await self._rest.upload("files/upload", file, name=name, fields=fields), "id")
 
     def _items(self, listed: dict[str, Any]) -> list[dict[str, Any]]:
         items = listed.get("data")
         if not isinstance(items, list):
             raise self._rest.broken("a list without data")
         return [item for item in items if isinstance(item, dict)]
-
-    def _text(self, fields: dict[str, Any], name: str) -> str:
-        value = fields.get(name)
-        if not isinstance(value, str) or not value:
-            raise self._rest.broken(f"it has no {name}")
-        return value
 
 
 def _has_begun(events: list[dict[str, Any]]) -> bool:
