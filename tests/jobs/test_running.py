@@ -12,7 +12,7 @@ from backend.jobs.errors import LeaseLost
 from backend.jobs.models import Job
 from backend.jobs.running import JobRun
 from backend.jobs.states import ENDED, JobState
-from backend.kit.config import get_settings
+from backend.kit.config import Settings
 from backend.kit.errors import DomainError, Unavailable
 from celery_app import runtime, stopping
 from celery_app.job_task import run_job
@@ -24,12 +24,11 @@ Run = Callable[[Job, Code], "asyncio.Future[None]"]
 
 
 @pytest.fixture
-async def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
+async def run(place: Place, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
     """Starts a job in a thread, as a worker process would run it; awaited, it gives None when the run is over."""
-    monkeypatch.setenv("DATABASE_URL", place.db.engine.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("REDIS_URL", place.redis_url)
+    monkeypatch.setattr(settings, "database_url", place.db.engine.url.render_as_string(hide_password=False))
+    monkeypatch.setattr(settings, "redis_url", place.redis_url)
     monkeypatch.setattr(runtime, "_current", None)
-    get_settings.cache_clear()
 
     def start(job: Job, code: Code) -> "asyncio.Future[None]":
         async def work(run: JobRun, _current: Runtime) -> dict[str, Any]:
@@ -40,7 +39,6 @@ async def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ru
     with ThreadPoolExecutor(1) as thread:
         yield start
         thread.submit(runtime.close).result()
-    get_settings.cache_clear()
 
 
 async def until(place: Place, job: Job, *states: JobState, patience: float = 10.0) -> float:
@@ -211,10 +209,9 @@ async def test_an_error_out_of_a_cancelled_run_is_still_a_cancel(place: Place, r
 
 
 async def test_a_cancelled_job_keeps_its_lease_while_it_cleans_up(
-    place: Place, run: Run, monkeypatch: pytest.MonkeyPatch
+    place: Place, run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JOB_LEASE_SECONDS", "2")
-    get_settings.cache_clear()
+    monkeypatch.setattr(settings, "job_lease_seconds", 2.0)
     cleaned = asyncio.Event()
     main = asyncio.get_running_loop()
 
@@ -267,10 +264,9 @@ async def test_a_job_that_blocks_its_loop_is_cancelled_from_outside_and_writes_n
 
 
 async def test_a_job_that_blocks_its_loop_does_not_lose_its_lease(
-    place: Place, run: Run, monkeypatch: pytest.MonkeyPatch
+    place: Place, run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("JOB_LEASE_SECONDS", "2")
-    get_settings.cache_clear()
+    monkeypatch.setattr(settings, "job_lease_seconds", 2.0)
 
     async def code(run: JobRun) -> dict[str, Any]:
         time.sleep(5)
