@@ -1,6 +1,6 @@
 """Every mapped class of every domain, imported once: for Alembic, and for processes that query across domains."""
 
-from backend.billing.models import LedgerEntry
+from backend.billing.models import Account, Hold, LedgerEntry, Order, Payment, StripeEvent
 from backend.contents.models import Chunk, Content
 from backend.datasets.models import ChunkMark, Dataset, DatasetVersion, Example, RetiredExample
 from backend.jobs.models import Job, Tick
@@ -18,6 +18,7 @@ from backend.users.models import (
 )
 
 __all__ = [
+    "Account",
     "Artifact",
     "Base",
     "Chunk",
@@ -28,14 +29,18 @@ __all__ = [
     "Example",
     "FineTuning",
     "HardwareReport",
+    "Hold",
     "IdempotencyKey",
     "Job",
     "LedgerEntry",
     "OneUseToken",
+    "Order",
+    "Payment",
     "PersonalAccessToken",
     "Project",
     "ProviderKey",
     "RetiredExample",
+    "StripeEvent",
     "Subscription",
     "Tick",
     "User",

@@ -16,6 +16,8 @@ class Job(Record):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_live", "state", "dispatched_at", postgresql_where=_LIVE),
+        # Whose turn it is in a queue.
+        Index("ix_jobs_turns", "queue", "user_id", postgresql_where=_LIVE),
         Index("ix_jobs_project_id_id", "project_id", "id"),
         Index("ix_jobs_user_id_id", "user_id", "id"),
         Index("uq_jobs_exclusive_key_live", "exclusive_key", unique=True, postgresql_where=_LIVE),
@@ -26,6 +28,8 @@ class Job(Record):
     kind: Mapped[str] = mapped_column(String(50))
     queue: Mapped[str] = mapped_column(String(20))
     params: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
+    # Higher goes first among tenants with equally many running jobs.
+    priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     # At most one live job has a given key; a second one is a 409.
     exclusive_key: Mapped[str | None] = mapped_column(String(200))
 

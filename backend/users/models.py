@@ -102,6 +102,9 @@ class Subscription(Record):
     status: Mapped[str] = mapped_column(String(30))
     current_period_start: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     current_period_end: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    cancel_at_period_end: Mapped[bool] = mapped_column(Boolean, default=False, server_default="false")
+    # Of the newest event that was applied: an older one that comes later changes nothing.
+    changed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class IdempotencyKey(Record):

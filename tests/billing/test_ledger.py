@@ -23,16 +23,22 @@ async def test_one_reference_is_counted_once(db: Database) -> None:
     written = await asyncio.gather(*[_record(db, user, 700, reference) for _ in range(8)])
     assert sorted(written) == [False] * 7 + [True]
     async with db.transaction() as session:
-        usage = await ledger.usage(session, user_id=user, free_characters=1000)
-    assert (usage.used, usage.free_remaining) == (700, 300)
+        balance = await ledger.balance(session, user)
+    assert (balance.used, balance.complimentary, balance.posted) == (700, 700, 0)
 
 
 async def test_the_free_quota_never_goes_below_zero(db: Database) -> None:
     user = secrets.randbits(40)
-    await _record(db, user, 5000, f"job:{secrets.token_hex(8)}")
     async with db.transaction() as session:
-        usage = await ledger.usage(session, user_id=user, free_characters=1000)
-    assert (usage.used, usage.free_remaining) == (5000, 0)
+        assert (await ledger.balance(session, user)).free_remaining(1000) == 1000
+        await ledger.post(session, user_id=user, kind="grant", characters=900, reference=f"{user}", params={})
+        await ledger.post(session, user_id=user, kind="purchase", characters=500, reference=f"{user}", params={})
+        held = await ledger.hold(session, user_id=user, characters=1200, reference=f"{user}", purpose="generation")
+        assert await ledger.settle(session, held.id, 400)
+        assert (await ledger.balance(session, user)).free_remaining(1000) == 500
+        held = await ledger.hold(session, user_id=user, characters=1000, reference=f"{user} b", purpose="generation")
+        assert await ledger.settle(session, held.id, 1000)
+        assert (await ledger.balance(session, user)).free_remaining(1000) == 0
 
 
 @pytest.mark.parametrize("statement", ["UPDATE ledger_entries SET characters = 1", "DELETE FROM ledger_entries"])

@@ -70,12 +70,12 @@ class SubscriptionOut(BaseModel):
 @router.get("", responses=error_responses(401))
 async def get_me(owner: OwnerDep, session: SessionDep, services: ServicesDep) -> ProfileOut:
     user = await queries.get_user(session, owner)
-    usage = await ledger.usage(session, user_id=owner.id, free_characters=services.settings.free_characters)
+    balance = await ledger.balance(session, owner.id)
     return ProfileOut(
         **UserOut.model_validate(user).model_dump(),
         has_received_free_credits=user.has_received_free_credits,
-        free_characters_remaining=usage.free_remaining,
-        total_characters_used=usage.used,
+        free_characters_remaining=balance.free_remaining(services.settings.free_characters),
+        total_characters_used=balance.used,
         email_verified=user.email_verified_at is not None,
         language=user.language,
     )

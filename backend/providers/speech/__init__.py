@@ -1,0 +1,1 @@
+"""Speech to text: the engines, and the models that they need."""

@@ -1,0 +1,1 @@
+"""YouTube videos: their addresses, captions and audio."""
