@@ -71,11 +71,21 @@ async def provider_of(
     """The provider of a run, with its owner's key, which lives no longer than this. Raises ProviderKeyGone."""
     async with db.transaction() as session:
         project = await project_queries.get_by_id(session, fine_tuning.project_id)
+    async with provider_for(db, settings, sealer, project.user_id, fine_tuning.provider) as provider:
+        yield provider
+
+
+@asynccontextmanager
+async def provider_for(
+    db: Database, settings: Settings, sealer: Sealer, user_id: int, name: str
+) -> AsyncIterator[TuningProvider]:
+    """As provider_of, for a user whose run may be gone."""
+    async with db.transaction() as session:
         try:
-            key = await provider_keys.reveal(session, sealer, project.user_id, fine_tuning.provider)
+            key = await provider_keys.reveal(session, sealer, user_id, name)
         except NoProviderKey as error:
-            raise ProviderKeyGone(provider=fine_tuning.provider) from error
-    provider = registry.open_provider(settings, fine_tuning.provider, key)
+            raise ProviderKeyGone(provider=name) from error
+    provider = registry.open_provider(settings, name, key)
     try:
         yield provider
     finally:

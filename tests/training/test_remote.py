@@ -67,6 +67,19 @@ async def test_a_cancel_reaches_the_provider_and_keeps_its_reason(hosted: Hosted
     assert (again.status_code, again.json()["error_message"]) == (200, "Too dear")
 
 
+@pytest.mark.parametrize("face", ["studio", "platform"])
+async def test_a_project_that_is_deleted_takes_its_jobs_at_providers_along(hosted: Hosted, app: Any, face: str) -> None:
+    await hosted.started()
+    hosted.imitation.job.stage = "training"
+    path = f"/projects/{hosted.project}"
+    if face == "platform":
+        path = f"/api/projects/{(await hosted.row()).project_id}"
+    assert (await hosted.tenant.client.delete(path)).status_code == 204
+    await app.state.services.background.idle()
+    assert hosted.imitation.job.stage == "cancelled"
+    assert not hosted.imitation.files
+
+
 async def test_what_completed_before_the_cancel_arrived_is_completed(hosted: Hosted) -> None:
     await hosted.started()
     hosted.imitation.job.stage = "completed"

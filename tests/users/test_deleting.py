@@ -264,7 +264,7 @@ async def test_jobs_at_a_provider_are_cancelled_and_their_files_deleted(
                 model="m",
                 status=state,
                 external_id=f"ftjob-{state}",
-                provider_state={"files": [f"file-{state}"]},
+                provider_state={"job": {"files": [f"file-{state}"]}},
             )
             for state in ("training", "completed")
         ]

@@ -14,6 +14,7 @@ from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.projects import queries, service
 from backend.projects.models import Project
+from backend.training import leaving
 
 router = APIRouter(prefix="/projects", tags=["platform projects"], route_class=IdempotentRoute)
 
@@ -91,6 +92,9 @@ async def change_project(body: ProjectChange, project: OwnedProject, session: Se
 
 @router.delete("/{project_id}", status_code=204, responses=error_responses(401, 404))
 async def delete_project(project: OwnedProject, session: SessionDep, services: ServicesDep) -> None:
+    await leaving.withdraw_project(
+        session, services.background, services.db, services.settings, services.sealer, project
+    )
     await service.delete(session, services.storage, services.events, project)
 
 

@@ -17,6 +17,7 @@ from backend.api.studio.deps import OwnedProject, WindowDep
 from backend.projects import queries, service
 from backend.projects.models import Project
 from backend.projects.stages import Stage
+from backend.training import leaving
 
 router = APIRouter(prefix="/projects", tags=["projects"], route_class=IdempotentRoute)
 
@@ -162,6 +163,9 @@ async def change_project(body: ProjectPatch, project: OwnedProject, session: Ses
 
 @router.delete("/{project_id}", status_code=204, responses=error_responses(404))
 async def delete_project(project: OwnedProject, session: SessionDep, services: ServicesDep) -> None:
+    await leaving.withdraw_project(
+        session, services.background, services.db, services.settings, services.sealer, project
+    )
     await service.delete(session, services.storage, services.events, project)
 
 
