@@ -5,16 +5,16 @@ from random import randrange
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Float, Integer, LargeBinary, String, Table, Uuid, insert
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Float, Integer, LargeBinary, String, Table, Uuid
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.kit.models import Base
 
 # Rows of the service itself: who runs, and what ran when.
 NOBODYS = {"ticks", "hardware_reports"}
-# What the service writes about use: it stays, so no text of a user may go there.
-LEDGERS = {"ledger_entries"}
+# What the service writes about use and money: it stays, so no text of a user may go there.
+LEDGERS = {"accounts", "holds", "ledger_entries", "payments"}
 
 
 async def populate(session: AsyncSession, user_id: int, canary: str) -> dict[str, dict[str, Any]]:
@@ -26,7 +26,10 @@ async def populate(session: AsyncSession, user_id: int, canary: str) -> dict[str
         text = "usage" if table.name in LEDGERS else canary
         values = {column.name: _value(table, column, rows, user_id, text) for column in table.columns}
         given = {name: value for name, value in values.items() if value is not None}
-        row = (await session.execute(insert(table).values(given).returning(table))).mappings().one()
+        query = insert(table).values(given)
+        if table.name == "accounts":  # work has opened one before
+            query = query.on_conflict_do_update(index_elements=["user_id"], set_={"version": 1})
+        row = (await session.execute(query.returning(table))).mappings().one()
         rows[table.name] = dict(row)
     return rows
 
