@@ -27,6 +27,7 @@ EXPECTED = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # more than a hundred children, each with seconds of its own
 async def test_hostile_files(tmp_path: Path) -> None:
     ends: dict[str, str] = {}
     too_slow: dict[str, float] = {}

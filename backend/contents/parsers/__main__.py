@@ -1,55 +1,34 @@
-"""Entry of the child: `python -m backend.contents.parsers SOURCE DESTINATION MIME_TYPE LIMITS PARENT_PID`.
+"""Entry of the child that reads documents: `python -m backend.contents.parsers`, see `child.run`.
 
-It prints one JSON object: `{"summary": true}` when DESTINATION holds the document, else `{"code", "sentence"}`.
+It tells `{"summary": true}` when DESTINATION holds the document.
 """
 
-import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from backend.contents.blocks import Block
-from backend.contents.parsers.confinement import (
-    die_with_parent,
-    limit_resources,
-    refuse_network_and_processes,
-    start_step,
-)
-from backend.contents.parsers.failures import DocumentBroken, DocumentTooComplex, EmptyDocument, ExtractionError
+from backend.contents.parsers import child
+from backend.contents.parsers.failures import DocumentBroken, DocumentTooComplex, EmptyDocument
 from backend.contents.parsers.limits import ExtractionLimits
 from backend.contents.parsers.writer import write_document
 
 Parsed = tuple[int | None, Iterable[Block]]
 
 
-def main(source: Path, destination: Path, mime_type: str, limits: ExtractionLimits) -> ExtractionError | None:
-    """Parse one document into `destination`; the failure is returned, not raised."""
-    # The memory that a failure needs to be told is set aside while there is some.
-    spare = [bytearray(1024 * 1024)]
+def read_document(source: Path, destination: Path, mime_type: str, limits: ExtractionLimits) -> dict[str, Any]:
+    if not source.stat().st_size:
+        raise EmptyDocument
     try:
-        if not source.stat().st_size:
-            raise EmptyDocument
-        try:
-            parse = _parser(mime_type)
-        except (ImportError, OSError) as error:
-            # A library that does not fit into the memory cannot be loaded.
-            raise DocumentTooComplex from error
-        with destination.open("r+b") as file:
-            refuse_network_and_processes()
-            start_step(limits)
-            pages, blocks = parse(source, limits)
-            write_document(file, blocks, pages, limits)
-    except ExtractionError as error:
-        return error
-    except (MemoryError, RecursionError):
-        spare.clear()
-        return DocumentTooComplex()
-    except Exception as error:
-        # A stranger's bytes found a way that no parser foresaw; the type of the error is for the log.
-        spare.clear()
-        print(f"{type(error).__name__}: {error}"[:500], file=sys.stderr)
-        return DocumentBroken()
-    return None
+        parse = _parser(mime_type)
+    except (ImportError, OSError) as error:
+        # A library that does not fit into the memory cannot be loaded.
+        raise DocumentTooComplex from error
+    with destination.open("r+b") as file:
+        child.confine(limits)
+        pages, blocks = parse(source, limits)
+        write_document(file, blocks, pages, limits)
+    return {"summary": True}
 
 
 def _parser(mime_type: str) -> Callable[[Path, ExtractionLimits], Parsed]:
@@ -76,9 +55,4 @@ def _parser(mime_type: str) -> Callable[[Path, ExtractionLimits], Parsed]:
 
 
 if __name__ == "__main__":
-    source_path, destination_path, mime, limits_json, parent = sys.argv[1:]
-    die_with_parent(int(parent))
-    bounds = ExtractionLimits.from_json(limits_json)
-    limit_resources(bounds)
-    failure = main(Path(source_path), Path(destination_path), mime, bounds)
-    print(json.dumps({"summary": True} if failure is None else {"code": failure.code, "sentence": str(failure)}))
+    child.run(read_document)

@@ -1,55 +1,21 @@
-"""Entry of the child: `python -m backend.contents.records SOURCE DESTINATION MIME_TYPE LIMITS PARENT_PID`.
+"""Entry of the child that reads rows of examples: `python -m backend.contents.records`, see `contents.parsers.child`.
 
-It prints one JSON object: the ImportReport of the rows that DESTINATION holds, else `{"code", "sentence"}`.
+It tells the ImportReport of the rows that DESTINATION holds.
 """
 
-import errno
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from backend.contents.parsers.confinement import (
-    die_with_parent,
-    limit_resources,
-    refuse_network_and_processes,
-    start_step,
-)
-from backend.contents.parsers.failures import DocumentBroken, DocumentTooComplex, DocumentTooLarge, ExtractionError
+from backend.contents.parsers import child
 from backend.contents.parsers.limits import ExtractionLimits
 from backend.contents.records.writing import write_rows
 
 
-def main(source: Path, destination: Path, mime_type: str, limits: ExtractionLimits) -> dict[str, Any]:
-    """Normalises one file into `destination`; a failure is told, not raised."""
-    # The memory that a failure needs to be told is set aside while there is some.
-    spare = [bytearray(1024 * 1024)]
-    try:
-        with destination.open("r+b") as file:
-            refuse_network_and_processes()
-            start_step(limits)
-            return write_rows(file, source, mime_type, limits).to_dict()
-    except ExtractionError as error:
-        return _told(error)
-    except (MemoryError, RecursionError):
-        spare.clear()
-        return _told(DocumentTooComplex())
-    except OSError as error:
-        return _told(DocumentTooLarge() if error.errno == errno.EFBIG else DocumentBroken())
-    except Exception as error:
-        # A stranger's bytes found a way that was not foreseen; the type of the error is for the log.
-        spare.clear()
-        sys.stderr.write(f"{type(error).__name__}: {error}"[:500] + "\n")
-        return _told(DocumentBroken())
-
-
-def _told(error: ExtractionError) -> dict[str, Any]:
-    return {"code": error.code, "sentence": str(error)}
+def read_rows(source: Path, destination: Path, mime_type: str, limits: ExtractionLimits) -> dict[str, Any]:
+    with destination.open("r+b") as file:
+        child.confine(limits)
+        return write_rows(file, source, mime_type, limits).to_dict()
 
 
 if __name__ == "__main__":
-    source_path, destination_path, mime, limits_json, parent = sys.argv[1:]
-    die_with_parent(int(parent))
-    bounds = ExtractionLimits.from_json(limits_json)
-    limit_resources(bounds)
-    sys.stdout.write(json.dumps(main(Path(source_path), Path(destination_path), mime, bounds)))
+    child.run(read_rows)
