@@ -5,11 +5,13 @@ import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from celery import current_app, current_task
 from sqlalchemy.exc import DBAPIError
 
-from backend.jobs import queue
+from backend.jobs import queue, turns
 from backend.jobs.errors import LeaseLost
 from backend.jobs.models import Job
 from backend.jobs.queue import Claim
@@ -18,6 +20,7 @@ from backend.jobs.service import publish_end
 from backend.jobs.states import JobState
 from backend.kit import log as kit_log
 from backend.kit.errors import DomainError
+from backend.kit.text import storable_json
 from celery_app import runtime
 from celery_app.heartbeat import Reason, Watch
 from celery_app.runtime import Runtime
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 Work = Callable[[JobRun, Runtime], Awaitable[dict[str, Any]]]
 
 PERSIST_SECONDS = 30.0
+_is_chosen: ContextVar[bool] = ContextVar("is_chosen", default=False)
 _UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 # SQLSTATE: connection lost, too many connections, shutdown, crash, starting up, ended for idling in a transaction.
 _AWAY_STATES = ("08", "53300", "57P01", "57P02", "57P03", "25P03")
@@ -35,12 +39,39 @@ T = TypeVar("T")
 
 
 def run_job(job_id: int, work: Work) -> None:
-    """Runs one job in this worker process; returns quietly when the job is not to be run here and now."""
+    """Runs one job in this worker process; returns quietly when the job is not to be run here and now.
+
+    By a message of a queue that takes turns, the job is run whose turn it is, which may be another one.
+    """
     current = runtime.get()
+    chosen = _turn(current, job_id)
+    if chosen is not None and chosen[0] != job_id:
+        token = _is_chosen.set(True)
+        try:
+            current_app.tasks[chosen[1]].run(chosen[0])
+        finally:
+            _is_chosen.reset(token)
+        return
     try:
         current.run(_run(current, job_id, work))
     finally:
         kit_log.unbind_all()
+
+
+def _turn(current: Runtime, job_id: int) -> tuple[int, str] | None:
+    """(id, kind) of the job to run instead; None for the one that was asked for."""
+    if _is_chosen.get() or not current_task or current_task.request.called_directly:
+        return None
+    queue_name = (current_task.request.delivery_info or {}).get("routing_key")
+    if queue_name not in turns.FAIR_QUEUES:
+        return None
+
+    async def find() -> tuple[int, str] | None:
+        async with current.db.transaction() as session:
+            found = await turns.find_next(session, queue_name)
+        return None if found is None else (found.id, found.kind)
+
+    return current.run(find())
 
 
 async def _run(current: Runtime, job_id: int, work: Work) -> None:
@@ -104,7 +135,14 @@ async def _failed(current: Runtime, claim: Claim, error: BaseException) -> Job |
             await current.events.publish(claim.public_id, "log", {"message": message})
         return ended
     if domain is not None:
-        return await _finish(current, claim, JobState.FAILED, error_code=domain.code, error_message=domain.detail)
+        return await _finish(
+            current,
+            claim,
+            JobState.FAILED,
+            error_code=domain.code,
+            error_message=domain.detail,
+            error_context=storable_json(domain.context),
+        )
     log.error("job fails by an error of ours", exc_info=error)
     return await _finish(
         current,

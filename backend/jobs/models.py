@@ -16,7 +16,8 @@ class Job(Record):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_live", "state", "dispatched_at", postgresql_where=_LIVE),
-        # Whose turn it is in a queue.
+        # Whose turn it is in a queue, and what it took lately.
+        Index("ix_jobs_queue_started_at", "queue", "started_at", postgresql_where=text("started_at IS NOT NULL")),
         Index("ix_jobs_turns", "queue", "user_id", postgresql_where=_LIVE),
         Index("ix_jobs_project_id_id", "project_id", "id"),
         Index("ix_jobs_user_id_id", "user_id", "id"),
@@ -28,8 +29,10 @@ class Job(Record):
     kind: Mapped[str] = mapped_column(String(50))
     queue: Mapped[str] = mapped_column(String(20))
     params: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
-    # Higher goes first among tenants with equally many running jobs.
-    priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    # Its user's share of a queue that takes turns: twice the weight, twice the time.
+    weight: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
+    # At most so many of its user's jobs run in its queue at once; None is without limit.
+    max_concurrent: Mapped[int | None] = mapped_column(Integer)
     # At most one live job has a given key; a second one is a 409.
     exclusive_key: Mapped[str | None] = mapped_column(String(200))
 
@@ -39,6 +42,8 @@ class Job(Record):
     result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     error_code: Mapped[str | None] = mapped_column(String(60))
     error_message: Mapped[str | None] = mapped_column(Text)
+    # The fields of that sentence, so that it can be told in the reader's language.
+    error_context: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
 
     # Every claim raises the fence, and every write of a worker names the fence that it holds.
     fence: Mapped[int] = mapped_column(Integer, default=0)

@@ -44,3 +44,21 @@ async def list_of_owner(session: AsyncSession, owner: Owner) -> Sequence[Row[UUI
 
 async def live_jobs(session: AsyncSession, project_id: int) -> Sequence[Job]:
     return (await session.scalars(select(Job).where(Job.project_id == project_id, Job.state.in_(LIVE)))).all()
+
+
+async def lock_live(session: AsyncSession, user_id: int, *, project_id: int | None = None) -> Sequence[Job]:
+    """The live jobs of a user, or of one project, locked: no worker is in the middle of writing what one of them did.
+
+    Whoever deletes jobs takes these locks first: a worker locks its job before anything else.
+    """
+    mine = select(Job).where(Job.user_id == user_id, Job.state.in_(LIVE))
+    if project_id is not None:
+        mine = mine.where(Job.project_id == project_id)
+    locked = mine.order_by(Job.id).with_for_update().execution_options(populate_existing=True)
+    return (await session.scalars(locked)).all()
+
+
+async def is_taken(session: AsyncSession, exclusive_key: str) -> bool:
+    """Whether a live job has the key, so that another one with it would be refused."""
+    found = await session.scalar(select(Job.id).where(Job.exclusive_key == exclusive_key, Job.state.in_(LIVE)))
+    return found is not None

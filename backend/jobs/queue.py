@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Interval, and_, case, cast, func, literal, or_, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -51,8 +52,12 @@ async def enqueue(
     project_id: int | None,
     params: dict[str, Any] | None = None,
     exclusive_key: str | None = None,
+    weight: int = 1,
+    max_concurrent: int | None = None,
 ) -> Job:
     """Inserts a job in the caller's transaction; its message leaves after the commit.
+
+    `weight` and `max_concurrent`: the share and the limit of its user, see `jobs.turns`.
 
     Raises JobAlreadyRunning while another live job has the same `exclusive_key`.
     """
@@ -64,6 +69,8 @@ async def enqueue(
         params=params or {},
         exclusive_key=exclusive_key,
         max_attempts=kind.max_attempts,
+        weight=weight,
+        max_concurrent=max_concurrent,
         dispatched_at=_NOW,
         dispatches=1,
     )
@@ -89,6 +96,8 @@ async def enqueue(
 
 async def claim(session: AsyncSession, job_id: int, *, worker: str, lease_seconds: float) -> Claim | None:
     """Takes a queued job, or returns None when somebody else has it or it is not to be run now."""
+    if not await _has_room(session, job_id):
+        return None
     row = await session.execute(
         update(Job)
         .where(
@@ -121,6 +130,23 @@ async def claim(session: AsyncSession, job_id: int, *, worker: str, lease_second
     return None if found is None else Claim(*found)
 
 
+async def _has_room(session: AsyncSession, job_id: int) -> bool:
+    """Whether its user may have one more job running in its queue; the lock makes two claims of one user take turns."""
+    limits = await session.execute(
+        select(Job.queue, Job.user_id, Job.max_concurrent).where(Job.id == job_id, Job.max_concurrent.is_not(None))
+    )
+    found = limits.one_or_none()
+    if found is None:
+        return True
+    key = func.hashtextextended(f"{found.queue}:{found.user_id}", 0)
+    await session.execute(select(func.pg_advisory_xact_lock(key)))
+    running = select(func.count()).where(
+        Job.queue == found.queue, Job.user_id == found.user_id, Job.state == JobState.RUNNING
+    )
+    limit: int = found.max_concurrent
+    return int(await session.scalar(running) or 0) < limit
+
+
 async def renew(session: AsyncSession, claim: Claim, *, lease_seconds: float) -> bool:
     """Extends the lease; True when the job is to be cancelled. Raises LeaseLost when it is no longer this claim's."""
     row = await session.execute(
@@ -141,6 +167,14 @@ async def hold(session: AsyncSession, claim: Claim) -> None:
     )
     if held is None:
         raise LeaseLost()
+
+
+async def note(session: AsyncSession, claim: Claim, **values: Any) -> None:
+    """Adds to the job's params what a run found out, for its next runs and its ending. Raises LeaseLost."""
+    row = await session.execute(_guarded(claim).values(params=Job.params.concat(cast(values, JSONB))).returning(Job.id))
+    if row.one_or_none() is None:
+        raise LeaseLost()
+    claim.params.update(values)
 
 
 async def report(session: AsyncSession, claim: Claim, *, progress_pct: float, message: str) -> float:
@@ -164,6 +198,7 @@ async def finish(
     result: dict[str, Any] | None = None,
     error_code: str | None = None,
     error_message: str | None = None,
+    error_context: dict[str, Any] | None = None,
 ) -> Job:
     """Ends a claimed job, and what it is about with it. Raises LeaseLost when it is no longer this claim's."""
     return await _end(
@@ -173,6 +208,7 @@ async def finish(
         result=result,
         error_code=error_code,
         error_message=error_message,
+        error_context=error_context,
     )
 
 

@@ -1,6 +1,9 @@
 """Text that the database can hold: what models write may contain characters that PostgreSQL refuses."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 
 def storable(value: Any) -> Any:
@@ -12,3 +15,12 @@ def storable(value: Any) -> Any:
     if isinstance(value, dict):
         return {storable(key): storable(item) for key, item in value.items()}
     return value
+
+
+def storable_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping as a JSON column takes it, other types as their text; empty when something in it cannot be told."""
+    try:
+        found: dict[str, Any] = orjson.loads(orjson.dumps(storable(dict(values)), default=str))
+    except TypeError:  # a number beyond 64 bits, a key that is no text
+        return {}
+    return found

@@ -26,11 +26,13 @@ _COUNTS: dict[Limit, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a user may have at once; None is without limit."""
+    """How much a user may have at once (None is without limit), and the share of the GPUs beside other users."""
 
     plan: str
     max_projects: int | None
     max_fine_tunings: int | None
+    max_running_trainings: int | None = None
+    weight: int = 1
 
 
 async def limits_of(session: AsyncSession, user_id: int) -> Limits:
@@ -74,4 +76,10 @@ async def _limits(session: AsyncSession, user_id: int, *, lock: bool) -> Limits:
         return Limits(FREE_PLAN, None, None)
     name = plan if plan in plans and status in _PAID else FREE_PLAN
     terms = plans[name]
-    return Limits(name, terms.get("max_projects"), terms.get("max_fine_tunings"))
+    return Limits(
+        plan=name,
+        max_projects=terms.get("max_projects"),
+        max_fine_tunings=terms.get("max_fine_tunings"),
+        max_running_trainings=terms.get("max_running_trainings"),
+        weight=terms.get("weight", 1),
+    )

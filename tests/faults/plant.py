@@ -59,11 +59,15 @@ class Plant:
         await self.db.close()
 
     def start(self, name: str) -> None:
-        """`control` and `beat`, or a worker with two processes under any other name."""
+        """`control`, `beat`, `gpu`, `llm...`, or a worker with two processes under any other name."""
         if name == "beat":
             words = ["beat", "-s", str(self.folder / "schedule"), "--pidfile=", "-l", "warning"]
         elif name == "control":
             words = ["worker", "-Q", "control", "-P", "solo", "-n", "control@faults", *QUIET]
+        elif name == "gpu":
+            words = ["worker", "-Q", "gpu", "-c", "1", "-n", "gpu@faults", *QUIET]
+        elif name.startswith("llm"):
+            words = ["worker", "-Q", "llm", "-c", "2", "-n", f"{name}.{secrets.token_hex(4)}@faults", *QUIET]
         else:
             words = ["worker", "-Q", "default", "-c", "2", "-n", f"{name}.{secrets.token_hex(4)}@faults", *QUIET]
         with (self.folder / f"{name}.log").open("ab") as log:

@@ -35,8 +35,22 @@ async def _note_ending(session: AsyncSession, job: Job) -> None:
 KIND = kinds.register(JobKind("faults.work", "default", max_attempts=100, ending=_note_ending))
 
 
+# Two kinds that share the queue whose turns are kept.
+LONG, SHORT = (kinds.register(JobKind(f"faults.{name}", "gpu")) for name in ("long", "short"))
+
+
 @app.task(name=KIND.name)  # type: ignore[untyped-decorator]
 def work(job_id: int) -> None:
+    run_job(job_id, _work)
+
+
+@app.task(name=LONG.name)  # type: ignore[untyped-decorator]
+def work_long(job_id: int) -> None:
+    run_job(job_id, _work)
+
+
+@app.task(name=SHORT.name)  # type: ignore[untyped-decorator]
+def work_short(job_id: int) -> None:
     run_job(job_id, _work)
 
 
