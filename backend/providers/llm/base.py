@@ -45,7 +45,7 @@ class ChatModel(Protocol):
 
     @property
     def model(self) -> str:
-        """Name of the model, as the server knows it."""
+        """Name of the model, as it is asked for: a provider's begins with its name and a slash."""
         ...
 
     async def complete(self, request: ChatRequest) -> ChatCompletion:
@@ -79,8 +79,8 @@ class LLMRateLimited(LLMError):
     code = "LLM_RATE_LIMITED"
     retryable = True
 
-    def __init__(self, detail: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, retry_after_seconds: float | None = None, **context: Any) -> None:
+        super().__init__(detail, **context)
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -89,8 +89,8 @@ class LLMRefused(LLMError):
 
     code = "LLM_REFUSED"
 
-    def __init__(self, detail: str, server_status: int) -> None:
-        super().__init__(detail, server_status=server_status)
+    def __init__(self, detail: str, server_status: int, **context: Any) -> None:
+        super().__init__(detail, server_status=server_status, **context)
         self.server_status = server_status
 
 
@@ -106,8 +106,8 @@ class LLMInvalidOutput(LLMError):
 
     code = "LLM_INVALID_OUTPUT"
 
-    def __init__(self, detail: str, *, text: str, prompt_tokens: int, completion_tokens: int) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, text: str, prompt_tokens: int, completion_tokens: int, **context: Any) -> None:
+        super().__init__(detail, **context)
         self.text = text
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens

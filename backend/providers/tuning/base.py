@@ -1,6 +1,5 @@
 """What every provider of fine-tuning offers: the TuningProvider Protocol, its job and progress, and its errors."""
 
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from backend.providers.llm.base import ChatMessage
 Status = Literal["queued", "preparing", "training", "completed", "cancelled", "error"]
 ENDED: Final[frozenset[Status]] = frozenset({"completed", "cancelled", "error"})
 JOB_ID_KEY: Final = "finetuneflow_job"  # the name of our job id in what a provider keeps for us
-QUOTED_CHARACTERS: Final = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,15 +191,3 @@ class ProviderAnswerBroken(TuningError):
 
     def __init__(self, provider: str, words: str) -> None:
         super().__init__(provider, words)
-
-
-def quoted(text: object, *secrets: str) -> str:
-    """A provider's words on one line, bounded, without full stop, and without the secrets should they quote them."""
-    words = " ".join(str(text).split())
-    for secret in secrets:
-        # An empty one would stand between all letters.
-        if secret:
-            words = words.replace(secret, "[key]")
-    # Providers quote keys in part as well: "Incorrect API key provided: sk-abc***wxyz".
-    words = re.sub(r"\b(?:sk|fw|tgp)[-_][\w*-]{6,}", "[key]", words)
-    return words[:QUOTED_CHARACTERS].rstrip(". ")

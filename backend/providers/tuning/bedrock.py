@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+from backend.providers.answers import quoted
 from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     JOB_ID_KEY,
@@ -23,7 +24,6 @@ from backend.providers.tuning.base import (
     TuningError,
     TuningJob,
     TuningProgress,
-    quoted,
 )
 from backend.providers.tuning.hyperparameters import on_the_wire
 from backend.providers.tuning.rest import ANSWER_SECONDS, SECONDS, error_of

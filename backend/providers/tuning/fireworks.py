@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from backend.providers.answers import quoted
 from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     Estimate,
@@ -21,7 +22,6 @@ from backend.providers.tuning.base import (
     Submission,
     TuningJob,
     TuningProgress,
-    quoted,
 )
 from backend.providers.tuning.chat import chat_body, complete, pieces
 from backend.providers.tuning.hyperparameters import on_the_wire

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from backend.providers.answers import quoted
 from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     Estimate,
@@ -17,7 +18,6 @@ from backend.providers.tuning.base import (
     Submission,
     TuningJob,
     TuningProgress,
-    quoted,
 )
 from backend.providers.tuning.chat import chat_body, complete, pieces
 from backend.providers.tuning.hyperparameters import on_the_wire

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from backend.providers.answers import quoted
 from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     JOB_ID_KEY,
@@ -19,7 +20,6 @@ from backend.providers.tuning.base import (
     Submission,
     TuningJob,
     TuningProgress,
-    quoted,
 )
 from backend.providers.tuning.chat import text_of
 from backend.providers.tuning.hyperparameters import on_the_wire

@@ -5,20 +5,18 @@ import json
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
+from backend.providers.answers import quoted, retry_after_seconds, words_of
 from backend.providers.tuning.base import (
     ProviderAnswerBroken,
     ProviderRateLimited,
     ProviderRefused,
     ProviderUnavailable,
     TuningError,
-    quoted,
 )
 
 SECONDS: Final = 30.0
@@ -26,7 +24,6 @@ UPLOAD_SECONDS: Final = 900.0
 ANSWER_SECONDS: Final = 120.0
 _LARGEST_ANSWER: Final = 16 * 1024 * 1024
 _TRANSIENT: Final = {408, 425}
-_LONGEST_WAIT_SECONDS: Final = 24 * 3600.0
 
 
 class RestClient:
@@ -169,34 +166,3 @@ def error_of(provider: str, status: int, words: str, retry_after: str | None) ->
     if status >= 400:
         return ProviderRefused(provider, words, status)
     return ProviderAnswerBroken(provider, f"status {status}")
-
-
-def retry_after_seconds(header: str | None) -> float | None:
-    """Seconds to wait, from either form of Retry-After; at most a day."""
-    if not header:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            moment = parsedate_to_datetime(header)
-        except ValueError:
-            return None
-        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-    return min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS) if seconds == seconds else None
-
-
-def words_of(content: bytes) -> str:
-    """The sentence in an error's body, whichever of the usual places it stands in."""
-    try:
-        body: Any = json.loads(content)
-    except ValueError:
-        return content[:2000].decode(errors="replace")
-    for _ in range(3):
-        if not isinstance(body, dict):
-            break
-        body = next((body[name] for name in ("error", "message", "detail", "msg") if body.get(name)), "")
-    if isinstance(body, list):  # a validation error: one entry a field
-        parts = [item.get("msg") or item.get("message") or item if isinstance(item, dict) else item for item in body]
-        return "; ".join(str(part) for part in parts)
-    return str(body or "")

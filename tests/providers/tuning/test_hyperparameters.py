@@ -8,11 +8,10 @@ import pytest
 import yaml
 
 from backend.kit.config import Settings
+from backend.providers.answers import quoted, retry_after_seconds, words_of
 from backend.providers.catalogue import ProviderHasNoFineTuning
-from backend.providers.tuning.base import quoted
 from backend.providers.tuning.hyperparameters import RULES, BadHyperparameter, checked, on_the_wire
 from backend.providers.tuning.registry import HOSTED, open_provider
-from backend.providers.tuning.rest import retry_after_seconds, words_of
 from tests.providers.tuning.conftest import BEDROCK_KEY, SECRET
 from tests.providers.tuning.outside import spec
 
