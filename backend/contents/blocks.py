@@ -19,13 +19,15 @@ class Block:
     """One unit of layout.
 
     `level` is 1 to 6 for a heading, the depth from 1 for a list item, else 0. `page` counts from 1 and is None where
-    the format has no pages. Rows of a table and lines of code are separated by line feeds, cells by ` | `.
+    the format has no pages. Rows of a table and lines of code are separated by line feeds, cells by ` | `. `seconds`:
+    from when to when it is said, where it is speech.
     """
 
     kind: BlockKind
     text: str
     level: int = 0
     page: int | None = None
+    seconds: tuple[float, float] | None = None
 
     def to_line(self) -> bytes:
         fields: dict[str, Any] = {"kind": self.kind, "text": self.text}
@@ -33,6 +35,8 @@ class Block:
             fields["level"] = self.level
         if self.page is not None:
             fields["page"] = self.page
+        if self.seconds is not None:
+            fields["seconds"] = self.seconds
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
@@ -44,7 +48,7 @@ class Block:
             raise ValueError("A block needs a known kind and a text")
         if not isinstance(level, int) or not 0 <= level <= 99 or not (page is None or isinstance(page, int)):
             raise ValueError("The level and page of a block are integers")
-        return cls(cast(BlockKind, kind), text, level, page)
+        return cls(cast(BlockKind, kind), text, level, page, _seconds(fields.get("seconds")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,14 @@ def read_blocks(file: BinaryIO) -> Iterator[Block]:
     DocumentSummary.from_line(file.readline())
     for line in file:
         yield Block.from_line(line)
+
+
+def _seconds(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value) or len(value) != 2:
+        raise ValueError("The times of a block are two numbers")
+    return float(value[0]), float(value[1])
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -2,16 +2,12 @@
 
 import asyncio
 import json
-import shutil
 import threading
-import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
@@ -21,13 +17,12 @@ from backend.contents import queries
 from backend.contents.blocks import read_blocks
 from backend.contents.chunking import ChunkDraft, ChunkMetadata, TokenCounter, chunk
 from backend.contents.models import Chunk, Content
+from backend.contents.work_folders import own_folder
 from backend.jobs.running import JobRun
 from backend.kit.db import is_one_of
 from backend.storage import BlobNotFound, Storage
 
 _ROWS_AT_ONCE = 200
-# What a killed process left is removed by the next run of its job, or after this time by any.
-_LEFT_SECONDS = 24 * 3600
 
 
 async def run(
@@ -52,7 +47,7 @@ async def run(
         ]
     size, overlap = sizes or (int(run.params["chunk_size_tokens"]), int(run.params["chunk_overlap_tokens"]))
     total = 0
-    with _own_folder(folder, str(run.claim.public_id)) as own:
+    with own_folder(folder, str(run.claim.public_id)) as own:
         for number, content in enumerate(contents):
             await run.progress(100 * number / len(contents), f"Chunking {content.name}", force=True)
             text = own / "text.jsonl"
@@ -192,15 +187,3 @@ async def _insert_rows(session: AsyncSession, content: Content, drafts: Sequence
         for draft in drafts
     ]
     await (await session.connection()).execute(insert(Chunk), rows)
-
-
-@contextmanager
-def _own_folder(folder: Path, job: str) -> Iterator[Path]:
-    """A new folder inside `folder`, removed at the end; what killed runs left goes too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.iterdir():
-        with suppress(OSError):
-            if left.name.startswith(job) or left.stat().st_mtime < time.time() - _LEFT_SECONDS:
-                shutil.rmtree(left)
-    with TemporaryDirectory(prefix=f"{job}-", dir=folder, ignore_cleanup_errors=True) as own:
-        yield Path(own)

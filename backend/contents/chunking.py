@@ -4,7 +4,7 @@ import unicodedata
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
 
 from backend.contents.blocks import Block
@@ -26,12 +26,15 @@ class ChunkMetadata(TypedDict):
     """Pages count from 1 and are None where the format has none; `headings` is the path to where the chunk starts.
 
     `page_starts` is there when the chunk spans pages: [offset in the content, page] where each page begins in it.
+    `start_seconds` and `end_seconds` are there when it is speech: the times of the paragraphs that it is cut from.
     """
 
     page_start: int | None
     page_end: int | None
     headings: list[str]
     page_starts: NotRequired[list[list[int]]]
+    start_seconds: NotRequired[float]
+    end_seconds: NotRequired[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class _Piece:
     page: int | None
     headings: tuple[str, ...]
     is_heading: bool
+    seconds: tuple[float, float] | None = None
     tokens: int = 0
 
 
@@ -93,10 +97,11 @@ def _pieces(blocks: Iterable[Block], size: int) -> Iterator[_Piece]:
         separator = "\n" if block.kind == previous == "list_item" else "\n\n"
         for text in _units(block):
             if len(text) <= longest:
-                yield _Piece(text, separator, block.page, headings, is_heading)
+                yield _Piece(text, separator, block.page, headings, is_heading, block.seconds)
             else:
                 for glue, part in _fragments(text, longest):
-                    yield _Piece(part, separator if glue is None else glue, block.page, headings, is_heading)
+                    glued = separator if glue is None else glue
+                    yield _Piece(part, glued, block.page, headings, is_heading, block.seconds)
             separator = inner
         previous = block.kind
 
@@ -145,12 +150,12 @@ def _fitting_parts(piece: _Piece, counter: TokenCounter, size: int) -> Iterator[
     separator = piece.separator
     for (glue, word), count in zip(words, counter.count_many([glue + word for glue, word in words]), strict=True):
         if held and total + count > size:
-            yield _Piece("".join(held), separator, piece.page, piece.headings, piece.is_heading, total)
+            yield replace(piece, text="".join(held), separator=separator, tokens=total)
             held, total, separator = [], 0, glue
         held.append(glue + word if held else word)
         total += count
     if held:
-        yield _Piece("".join(held), separator, piece.page, piece.headings, piece.is_heading, total)
+        yield replace(piece, text="".join(held), separator=separator, tokens=total)
 
 
 def _fragments(text: str, length: int) -> Iterator[tuple[str | None, str]]:
@@ -284,8 +289,8 @@ class _Packer:
         middle = max(1, len(text) // 2)
         cut = _place_to_cut(text, 0, middle)
         glue = " " if text[cut] == " " else ""
-        first = _Piece(text[:cut].rstrip(), piece.separator, piece.page, piece.headings, piece.is_heading)
-        rest = _Piece(text[cut:].lstrip(), glue, piece.page, piece.headings, piece.is_heading)
+        first = replace(piece, text=text[:cut].rstrip(), tokens=0)
+        rest = replace(piece, text=text[cut:].lstrip(), separator=glue, tokens=0)
         return first, rest
 
     def _draft(self, pieces: list[_Piece], content: str, tokens: int) -> ChunkDraft:
@@ -297,6 +302,9 @@ class _Packer:
         )
         if metadata["page_start"] != metadata["page_end"]:
             metadata["page_starts"] = _page_starts(pieces)
+        if times := [piece.seconds for piece in pieces if piece.seconds is not None]:
+            metadata["start_seconds"] = min(start for start, _ in times)
+            metadata["end_seconds"] = max(end for _, end in times)
         draft = ChunkDraft(self._index, content, tokens, metadata)
         self._index += 1
         return draft

@@ -15,15 +15,6 @@ class UnknownContent(NotFound):
     template = "There is no such content."
 
 
-class TranscriptionNotAvailable(DomainError):
-    status = 503
-    code = "TRANSCRIPTION_NOT_AVAILABLE"
-    template = (
-        "This installation cannot write down speech, so audio, video and YouTube are not taken. "
-        "Upload the transcript as a text file instead."
-    )
-
-
 class UnsupportedType(DomainError):
     code = "UNSUPPORTED_FILE_TYPE"
     template = "File '{filename}' has unsupported MIME type '{mime_type}'"

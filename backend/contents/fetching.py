@@ -148,9 +148,13 @@ async def _locked(session: AsyncSession, content_id: int) -> Content | None:
 async def _fetching_ended(session: AsyncSession, job: Job) -> None:
     """A page that was not fetched says why. The project's stage does not suffer: its other documents are there."""
     if job.state == JobState.FAILED:
-        values = {"error_code": job.error_code, "error_message": job.error_message}
+        values = {
+            "error_code": job.error_code,
+            "error_message": job.error_message,
+            "error_context": job.error_context,
+        }
     elif job.state == JobState.CANCELLED:
-        values = {"error_code": FetchCancelled.code, "error_message": FetchCancelled.template}
+        values = {"error_code": FetchCancelled.code, "error_message": FetchCancelled.template, "error_context": {}}
     else:
         values = {}
     if values:

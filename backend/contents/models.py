@@ -27,6 +27,7 @@ class Content(Record):
     status: Mapped[str] = mapped_column(String(20), default="ready")  # pending, processing, ready, error
     error_code: Mapped[str | None] = mapped_column(String(60))
     error_message: Mapped[str | None] = mapped_column(Text)
+    error_context: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # the fields of the sentence
     # The job that fetches or transcribes it.
     job_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("jobs.id", ondelete="SET NULL"))
     # Of a page: its title. Of speech: duration_seconds, and where the text came from.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.contents.errors import ContentNotFound, UnknownContent
@@ -61,6 +61,11 @@ async def job_names(session: AsyncSession, contents: Sequence[Content]) -> dict[
     return {row.id: row.public_id for row in rows}
 
 
+async def find_of_job(session: AsyncSession, job_id: int) -> Content | None:
+    """The content that a job fetches or transcribes, unless a later one does by now."""
+    return await session.scalar(select(Content).where(Content.job_id == job_id))
+
+
 async def list_contents(session: AsyncSession, project_id: int, *, kind: str | None = None) -> Sequence[Content]:
     """The contents of a project that have their text or rows; what is still fetched or failed is not among them."""
     statement = (
@@ -84,6 +89,27 @@ async def character_count(session: AsyncSession, project_id: int, *, content_ids
     return int(await session.scalar(statement) or 0)
 
 
+async def chunked_characters(
+    session: AsyncSession, project_id: int, *, content_ids: Sequence[int] | None = None
+) -> int:
+    """As `character_count`, of the documents that have been cut: those that a generation reads."""
+    has_chunks = select(Chunk.id).where(Chunk.content_id == Content.id).exists()
+    statement = select(func.sum(Content.character_count)).where(Content.project_id == project_id, has_chunks)
+    if content_ids is not None:
+        statement = statement.where(is_one_of(Content.id, content_ids))
+    return int(await session.scalar(statement) or 0)
+
+
+async def chunk_characters(
+    session: AsyncSession, project_id: int, *, after: int = 0, chunk_ids: "Select[int] | None" = None
+) -> int:
+    """Characters of the project's chunks with an id above `after`, or of those chosen."""
+    statement = select(func.sum(func.length(Chunk.text))).where(Chunk.project_id == project_id, Chunk.id > after)
+    if chunk_ids is not None:
+        statement = statement.where(Chunk.id.in_(chunk_ids))
+    return int(await session.scalar(statement) or 0)
+
+
 async def list_by_number(session: AsyncSession, project_id: int, numbers: Sequence[int]) -> Sequence[Content]:
     """By the integer ids that the platform face shows, each once. Raises UnknownContent when one is not there."""
     wanted = set(numbers)
@@ -96,6 +122,29 @@ async def list_by_number(session: AsyncSession, project_id: int, numbers: Sequen
     if len(contents) < len(wanted):
         raise UnknownContent()
     return contents
+
+
+async def list_of_owner(session: AsyncSession, owner: Owner, numbers: Sequence[int]) -> Sequence[Content]:
+    """As `list_by_number`, in any of the owner's projects. Raises UnknownContent when one is not there."""
+    wanted = set(numbers)
+    found = await session.scalars(
+        select(Content)
+        .join(Project, Project.id == Content.project_id)
+        .where(is_one_of(Content.id, sorted(wanted)), Project.user_id == owner.id)
+        .order_by(Content.id)
+    )
+    contents = found.all()
+    if len(contents) < len(wanted):
+        raise UnknownContent()
+    return contents
+
+
+async def list_documents(session: AsyncSession, project_id: int) -> Sequence[Content]:
+    """All documents of a project, those that are still fetched among them; uploads of datasets are none."""
+    found = await session.scalars(
+        select(Content).where(Content.project_id == project_id, Content.kind == "raw_doc").order_by(Content.id)
+    )
+    return found.all()
 
 
 async def without_chunks(session: AsyncSession, content_ids: Sequence[int]) -> Sequence[int]:

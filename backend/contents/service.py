@@ -20,7 +20,6 @@ from backend.contents.errors import (
     NoDocuments,
     NoFiles,
     ProjectFull,
-    TranscriptionNotAvailable,
     UnknownContent,
     UnknownKind,
     UnknownPurpose,
@@ -30,6 +29,7 @@ from backend.contents.extraction import ExtractionError, ExtractionLimits
 from backend.contents.media import TYPE_OF_MEDIA
 from backend.contents.models import Content
 from backend.contents.records.normalising import normalise
+from backend.contents.transcription import service as transcription
 from backend.contents.types import ACCEPTED, TYPE_OF_MIME
 from backend.contents.web.guard import Guard
 from backend.jobs import kinds, queue
@@ -45,6 +45,7 @@ from backend.kit.db import after_commit
 from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.projects.stages import Stage
+from backend.providers.youtube.addresses import video_id
 from backend.storage import Storage, file_digest
 
 # What a dataset_upload is for: rows to train on, or an evaluation set that the examples must stay clear of.
@@ -102,8 +103,8 @@ async def prepare(
     """Checks, reads and stores files; when one is refused, nothing of any is left behind.
 
     `purpose` counts for datasets. `with_media` takes audio and video among documents: they are stored, and pending
-    until somebody transcribes them. Raises UnknownKind, UnknownPurpose, NoFiles, UnsupportedType, FileTooLarge,
-    DocumentRejected, DatasetHasNoRows. Opens no transaction: reading may take a minute.
+    until the job of `transcription.service` has brought them to text. Opens no transaction: reading may take a minute.
+    Raises UnknownKind, UnknownPurpose, NoFiles, UnsupportedType, FileTooLarge, DocumentRejected, DatasetHasNoRows.
     """
     if kind not in ACCEPTED:
         raise UnknownKind(accepted=" or ".join(ACCEPTED))
@@ -163,16 +164,24 @@ async def add_link(
     description: str | None = None,
     guard: Guard,
 ) -> Content:
-    """Adds a page or video that a job will fetch. Raises UrlInvalid, UrlNotAllowed, TranscriptionNotAvailable."""
-    guard.check(url)
-    if type == "youtube":
-        raise TranscriptionNotAvailable()
-    content = fetching.new_website(projects.folder_of(project), url=url, name=name, description=description)
-    content.type = type
+    """Adds a page or video (`type` youtube) that a job will bring to text.
+
+    Raises UrlInvalid and UrlNotAllowed for a page, VideoUrlInvalid and VideoIsPlaylist for a video.
+    """
+    is_video = type == "youtube"
+    if is_video:
+        video_id(url)
+    else:
+        guard.check(url)
+    make = transcription.new_video if is_video else fetching.new_website
+    content = make(projects.folder_of(project), url=url, name=name, description=description)
     content.project_id = project.id
     session.add(content)
     await session.flush()
-    await fetching.start_fetching(session, broker, project, content)
+    if is_video:
+        await transcription.start_youtube(session, broker, content)
+    else:
+        await fetching.start_fetching(session, broker, project, content)
     return content
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,19 @@ class ModelLibrary:
             raise ModelNotTrainable(model_id=model_id, reason=reason) from error
         _facts_of(model_id, record).require_trainable()
         return await self._fetch(model_id, record, wanted_files(record.model), on_progress)
+
+    async def ensure_files(self, model_id: str, names: Collection[str], on_progress: Progress | None = None) -> Path:
+        """A folder with those of the named files that a model of the Hub has, whatever kind of model it is.
+
+        Raises as `ensure_weights`, but never ConversionFailed.
+        """
+        self._source(model_id)
+        try:
+            record = await self._record(model_id, None)
+        except GatedModel as error:
+            raise ModelNotTrainable(model_id=model_id, reason=" ".join(gated(model_id, None).warnings)) from error
+        files = [file for file in record.model.files if file.name in names]
+        return await self._fetch(model_id, record, files, on_progress)
 
     def _source(self, model_id: str) -> Source:
         """Which kind of id it is; nothing outside `models_dir` is ever looked at."""

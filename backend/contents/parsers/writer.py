@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 from backend.contents.blocks import Block, DocumentSummary
@@ -72,7 +73,7 @@ def _pieces(block: Block) -> Iterator[Block]:
     while len(text) > _LONGEST_BLOCK:
         cut = max(text.rfind(mark, _LONGEST_BLOCK // 2, _LONGEST_BLOCK) for mark in ("\n", " "))
         cut = cut if cut > 0 else _LONGEST_BLOCK
-        yield Block(block.kind, text[:cut], block.level, block.page)
+        yield replace(block, text=text[:cut])
         text = text[cut:].lstrip("\n" if block.kind == "code" else None)
     if text and not text.isspace():
-        yield Block(block.kind, text, block.level, block.page)
+        yield replace(block, text=text)

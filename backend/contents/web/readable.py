@@ -54,7 +54,7 @@ async def read_page(path: Path, resource: Resource, destination: Path, limits: E
     except EmptyDocument as error:
         raise WebsiteHasNoText(str(error) if mime_type == HTML else None) from error
     except ExtractionError as error:
-        raise DocumentRejected(error.code, str(error), url=resource.url) from error
+        raise DocumentRejected(error.code, str(error), filename=resource.url) from error
     declared = meta.get("language")
     return PageText(
         mime_type=mime_type,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
-from xml.etree.ElementTree import ParseError  # noqa: S405 - the class only; the library parses with defusedxml
+from xml.etree.ElementTree import ParseError
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -52,37 +52,30 @@ class Captions:
     facts: VideoFacts
 
 
-async def find_captions(
-    video: str, *, languages: Sequence[str], max_minutes: int, proxy_url: str = "", ca_bundle: str = ""
-) -> Captions:
+async def find_captions(video: str, *, languages: Sequence[str], max_minutes: int, proxy_url: str = "") -> Captions:
     """Asks YouTube directly; through the proxy, if there is one, when it refuses or cannot be reached.
 
-    `languages`: ISO 639-1 codes, the most wished first. `ca_bundle`: a file of certificates to trust besides.
-    Raises the errors of `youtube.errors`.
+    `languages`: ISO 639-1 codes, the most wished first. Raises the errors of `youtube.errors`.
     """
-    if not proxy_url:
-        return await asyncio.to_thread(_fetch, video, languages, max_minutes, "", ca_bundle)
     try:
-        return await asyncio.to_thread(_fetch, video, languages, max_minutes, "", ca_bundle)
+        return await asyncio.to_thread(_fetch, video, languages, max_minutes, "")
     except (VideoBlocked, VideoUnreachable):
-        return await asyncio.to_thread(_fetch, video, languages, max_minutes, proxy_url, ca_bundle)
+        if not proxy_url:
+            raise
+    return await asyncio.to_thread(_fetch, video, languages, max_minutes, proxy_url)
 
 
-def _fetch(video: str, languages: Sequence[str], max_minutes: int, proxy_url: str, ca_bundle: str) -> Captions:
+def _fetch(video: str, languages: Sequence[str], max_minutes: int, proxy_url: str) -> Captions:
     from youtube_transcript_api import YouTubeTranscriptApi
-    from youtube_transcript_api.proxies import GenericProxyConfig
 
     facts = VideoFacts()
-    proxy = GenericProxyConfig(http_url=proxy_url, https_url=proxy_url) if proxy_url else None
     # A session for each call: the library's objects are not for several threads.
     with requests.Session() as session:
-        session.mount("https://", _OnlyYouTube())
-        session.mount("http://", _OnlyYouTube())
-        if ca_bundle:
-            session.verify = ca_bundle
+        session.mount("https://", _OnlyYouTube(proxy_url))
+        session.mount("http://", _OnlyYouTube(proxy_url))
         session.hooks["response"].append(lambda response, **_: _read_facts(response, facts))
         try:
-            tracks = YouTubeTranscriptApi(proxy_config=proxy, http_client=session).list(video)
+            tracks = YouTubeTranscriptApi(http_client=session).list(video)
             _check(facts, max_minutes)
             track = _choose(list(tracks), languages)
             fetched = None if track is None else track.fetch()
@@ -99,8 +92,15 @@ def _fetch(video: str, languages: Sequence[str], max_minutes: int, proxy_url: st
     return Captions(fetched.language_code, fetched.is_generated, segments, facts)
 
 
-class _OnlyYouTube(HTTPAdapter):
-    """Goes nowhere else, whatever an answer says, and does not wait for ever."""
+class _OnlyYouTube(HTTPAdapter):  # type: ignore[misc]  # requests has no types
+    """Goes nowhere else, whatever an answer says, and does not wait for ever.
+
+    A proxy that is named goes before that of the environment, which wins over a session's own.
+    """
+
+    def __init__(self, proxy_url: str) -> None:
+        super().__init__()
+        self._proxies = {"https": proxy_url} if proxy_url else None
 
     def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
         parts = urlsplit(request.url or "")
@@ -108,6 +108,7 @@ class _OnlyYouTube(HTTPAdapter):
         if parts.scheme != "https" or not (host == "youtube.com" or host.endswith(".youtube.com")):
             raise requests.exceptions.InvalidURL(f"{host} is not YouTube")
         options["timeout"] = _TIMEOUT_SECONDS
+        options["proxies"] = self._proxies or options.get("proxies")
         return super().send(request, *args, **options)
 
 
@@ -154,10 +155,10 @@ def _segments(fetched: "FetchedTranscript") -> list[Segment]:
     """Without empty lines and sounds; a line ends where the next begins, since they overlap on the screen."""
     spoken = [(line, " ".join(_SOUND.sub(" ", line.text).split())) for line in fetched]
     kept = [(line, text) for line, text in spoken if text]
-    starts = [line.start for line, _ in kept[1:]] + [float("inf")]
+    starts = [*(line.start for line, _ in kept[1:]), float("inf")]
     return [
         Segment(line.start, max(line.start, min(line.start + line.duration, following)), text)
-        for (line, text), following in zip(kept, starts, strict=True)
+        for (line, text), following in zip(kept, starts, strict=False)
     ]
 
 
@@ -182,9 +183,11 @@ def _translated(error: Exception, languages: Sequence[str]) -> DomainError:
     if isinstance(error, library.YouTubeRequestFailed):
         return VideoUnreachable(reason=error.reason.partition(" for url")[0][:_WORDS])
     if isinstance(error, requests.exceptions.InvalidURL):
-        return VideoUnreachable(reason="its answer leads elsewhere")
+        return VideoBlocked(reason="Its answer leads elsewhere.")
     if isinstance(error, requests.exceptions.Timeout):
         return VideoUnreachable(reason="it does not answer in time")
+    if isinstance(error, requests.exceptions.JSONDecodeError):
+        return VideoBlocked(reason="It sends something else than a video.")
     if isinstance(error, requests.exceptions.RequestException):
         return VideoUnreachable(reason="no connection")
-    return VideoUnreachable(reason="its answer is not understood")
+    return VideoBlocked(reason="It sends something else than a video.")

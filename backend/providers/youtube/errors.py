@@ -55,6 +55,7 @@ class VideoAgeRestricted(DomainError):
 class VideoBlocked(DomainError):
     """`reason` is a whole sentence."""
 
+    status = 503
     code = "VIDEO_BLOCKED"
     template = (
         "YouTube refuses to answer this server. {reason} Set YOUTUBE_PROXY_URL to a proxy that it answers, or upload "
@@ -85,6 +86,7 @@ class VideoAudioUnavailable(DomainError):
 class VideoUnreachable(DomainError):
     """It failed for a reason that may pass."""
 
+    status = 503
     code = "VIDEO_UNREACHABLE"
     template = "YouTube cannot be reached or fails ({reason}). Try again later, or upload the recording as a file."
     retryable = True

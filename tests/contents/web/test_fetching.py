@@ -118,6 +118,12 @@ async def test_failures_end_in_the_content_with_their_reason(case: Case, page: b
     assert (job["state"], job["error_code"], job["attempts"]) == ("failed", code, 1)
     assert (found["status"], found["error_code"], found["error_message"]) == ("error", code, job["error_message"])
     assert len(found["error_message"]) > 40
+    # Both the content and its job tell it in the language of whoever reads.
+    french = {"Accept-Language": "fr"}
+    shown = (await case.tenant.client.get(f"/api/contents/{content['id']}", headers=french)).json()
+    ended = (await case.tenant.client.get(f"/jobs/{content['task_id']}", headers=french)).json()
+    assert shown["error_message"] == ended["error_message"] != found["error_message"]
+    assert not {"{", "}"} & set(shown["error_message"])
     assert await case.blobs() == []
     # The project's other work does not suffer.
     assert (await case.tenant.client.get("/projects")).json()["items"][0]["status"] == "draft"

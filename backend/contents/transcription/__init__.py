@@ -1,0 +1,1 @@
+"""Speech to text: recordings and videos become documents with times."""
