@@ -69,9 +69,12 @@ class Storage:
         with _translated():
             return bytes(await result.bytes_async())
 
-    async def stream(self, key: str) -> AsyncIterator[bytes]:
-        """Yields the object's bytes part by part. Raises BlobNotFound before the first part."""
-        result = await self._get(key)
+    async def stream(self, key: str, span: tuple[int, int] | None = None) -> AsyncIterator[bytes]:
+        """Yields the object's bytes part by part, or those of `span` (first byte, and the one after the last).
+
+        Raises BlobNotFound before the first part.
+        """
+        result = await self._get(key, span)
 
         async def parts() -> AsyncIterator[bytes]:
             with _translated():
@@ -104,10 +107,10 @@ class Storage:
                 blobs.extend(Blob(meta["path"], meta["last_modified"]) for meta in batch)
         return blobs
 
-    async def _get(self, key: str) -> Any:
+    async def _get(self, key: str, span: tuple[int, int] | None = None) -> Any:
         try:
             with _translated():
-                return await obstore.get_async(self._store, key)
+                return await obstore.get_async(self._store, key, options={"range": span} if span else None)
         except (NotFoundError, FileNotFoundError) as error:
             raise BlobNotFound(key) from error
 

@@ -54,6 +54,21 @@ def mean_loss(
     return total / max(count, 1)
 
 
+def summed_losses(model: Any, examples: Sequence[Example], *, target: Target, pad_token_id: int) -> list[float]:
+    """The loss of each example, summed over its labelled tokens; they make one batch."""
+    batch = {key: value.to(target.device) for key, value in collate(examples, pad_token_id).items()}
+    targets = batch["labels"][:, 1:]
+    mask = targets != IGNORED
+    model.eval()
+    with torch.inference_mode(), target.autocast(), _head_sees_only(model, mask):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False).logits.squeeze(0)
+    each = functional.cross_entropy(logits.float(), targets[mask], reduction="none")
+    rows = mask.nonzero()[:, 0]
+    sums = torch.zeros(len(examples), device=each.device).index_add(0, rows, each)
+    return [float(value) for value in sums.tolist()]
+
+
 @contextmanager
 def _head_sees_only(model: Any, mask: torch.Tensor) -> Iterator[None]:
     """Within the block the output head receives (1, selected, hidden) instead of (batch, tokens, hidden).

@@ -18,17 +18,12 @@ def render_report(project: Project, fine_tuning: FineTuning, version: VersionNam
         *_dataset(version),
         f"- Examples: {metrics.get('train_examples', 0)} to train, {metrics.get('eval_examples', 0)} held out",
         f"- Steps: {metrics.get('steps', 0)} in {metrics.get('train_seconds', 0):.0f} s",
-        f"- Adapter: `adapter_model.safetensors`, {metrics.get('adapter_bytes', 0) / 1e6:.1f} MB",
+        f"- {_result(fine_tuning)}, {metrics.get('adapter_bytes', 0) / 1e6:.1f} MB",
         "",
         "## Did it get better?",
         "",
-        *_verdict(metrics),
-        "",
-        "| held-out examples | base | tuned |",
-        "| --- | --- | --- |",
-        f"| loss | {_number(metrics.get('eval_loss_base'))} | {_number(metrics.get('eval_loss_tuned'))} |",
-        f"| perplexity | {_number(metrics.get('perplexity_base'))} | {_number(metrics.get('perplexity_tuned'))} |",
-        "",
+        *evaluation_section(metrics),
+        *_documents((metrics.get("evaluation") or {}).get("documents") or []),
         *_answers(metrics.get("samples") or []),
         "## Hyperparameters",
         "",
@@ -36,19 +31,95 @@ def render_report(project: Project, fine_tuning: FineTuning, version: VersionNam
         "| --- | --- |",
         *[f"| {name} | {value} |" for name, value in sorted(fine_tuning.hyperparameters.items())],
         "",
-        "## How to use the adapter",
+        *_usage(fine_tuning),
+    ]
+    return "\n".join(lines)
+
+
+def _result(fine_tuning: FineTuning) -> str:
+    return "Model: `model.safetensors`" if fine_tuning.method == "full" else "Adapter: `adapter_model.safetensors`"
+
+
+def _usage(fine_tuning: FineTuning) -> list[str]:
+    if fine_tuning.method == "full":
+        loading = ['model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")']
+        needed: list[str] = []
+    else:
+        needed = ["from peft import PeftModel"]
+        loading = [
+            f'base = AutoModelForCausalLM.from_pretrained("{fine_tuning.model}")',
+            'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+        ]
+    return [
+        "## How to use the adapter" if needed else "## How to use the model",
         "",
         "```python",
-        "from peft import PeftModel",
+        *needed,
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{fine_tuning.model}")',
-        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+        *loading,
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
         "```",
         "",
     ]
-    return "\n".join(lines)
+
+
+def evaluation_section(metrics: dict[str, Any]) -> list[str]:
+    """Verdict and table, as lines of Markdown; the model card shows the same."""
+    evaluation = metrics.get("evaluation") or {}
+    base, tuned = evaluation.get("base") or {}, evaluation.get("tuned") or {}
+    figures = [
+        ("loss", metrics.get("eval_loss_base"), metrics.get("eval_loss_tuned"), _number),
+        ("perplexity", metrics.get("perplexity_base"), metrics.get("perplexity_tuned"), _number),
+    ]
+    if evaluation.get("answers"):
+        figures += [
+            ("token F1 of the answers", base["token_f1"], tuned["token_f1"], _number),
+            ("exact answers", base["exact_match"], tuned["exact_match"], _share),
+        ]
+    return [
+        *_verdict(metrics),
+        "",
+        "| held-out examples | base | tuned |",
+        "| --- | --- | --- |",
+        *[f"| {name} | {show(before)} | {show(after)} |" for name, before, after, show in figures],
+        "",
+        *_how(evaluation),
+    ]
+
+
+def _how(evaluation: dict[str, Any]) -> list[str]:
+    """On what the figures rest, and what the judge thinks."""
+    if not evaluation.get("examples"):
+        return []
+    lines = [f"Losses: {evaluation['examples']} held-out examples. Answers: {evaluation['answers']}, greedy."]
+    if evaluation["examples_skipped"]:
+        lines.append(f"{evaluation['examples_skipped']} examples were too long and are not counted.")
+    if evaluation["answers_cut_by_time"]:
+        left_out = evaluation["questions_asked"] - evaluation["answers"]
+        lines.append(f"{left_out} more questions were left out because time was up (EVALUATION_MAX_SECONDS).")
+    difference = evaluation["f1_difference"]
+    if difference:
+        lines.append(
+            f"F1 difference: {difference['mean']:+.3f}, 95 % interval {difference['low']:+.3f} to "
+            f"{difference['high']:+.3f} (paired bootstrap)."
+        )
+    judge = evaluation.get("judge")
+    if judge:
+        lines.append(judge["sentence"])
+    return [" ".join(lines), ""]
+
+
+def _documents(documents: list[dict[str, Any]]) -> list[str]:
+    if not documents:
+        return []
+    rows = [
+        f"| {_cell(item['name'] or 'no document')} | {item['examples']} | {_number(item['loss_base'])} | "
+        f"{_number(item['loss_tuned'])} | {_number(item['f1_base'])} | {_number(item['f1_tuned'])} |"
+        for item in documents
+    ]
+    head = ["| document | examples | loss, base | loss, tuned | F1, base | F1, tuned |", "| --- " * 6 + "|"]
+    return ["## By document", "", *head, *rows, ""]
 
 
 def _dataset(version: VersionName | None) -> list[str]:
@@ -58,6 +129,8 @@ def _dataset(version: VersionName | None) -> list[str]:
 
 
 def _verdict(metrics: dict[str, Any]) -> list[str]:
+    if "evaluation" in metrics:
+        return [f"**{_TITLES[metrics['evaluation']['verdict']]}** {metrics['evaluation']['sentence']}"]
     base, tuned = metrics.get("eval_loss_base"), metrics.get("eval_loss_tuned")
     if base is None or tuned is None:
         return ["There were no held-out examples, so nothing can be said. Generate a larger dataset."]
@@ -87,5 +160,16 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:600]
 
 
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+_TITLES = {"better": "Yes.", "no_better": "No.", "worse": "No, it got worse.", "unproven": "Not proven."}

@@ -41,3 +41,12 @@ async def test_deleting_twice_is_no_error(storage: Storage) -> None:
     await storage.delete(["k/1", "k/2"])
     await storage.delete(["k/1"])
     assert await storage.list_under("k") == []
+
+
+async def test_a_span_of_an_object_is_read_alone(storage: Storage) -> None:
+    data = bytes(range(256)) * 10_000
+    await storage.put_bytes("k", data)
+    for first, end in ((0, 1), (5, 6), (1_000_000, len(data)), (0, len(data))):
+        assert b"".join([part async for part in await storage.stream("k", (first, end))]) == data[first:end]
+    with pytest.raises(BlobNotFound):
+        await storage.stream("none", (0, 1))

@@ -1,67 +1,20 @@
-"""Base against tuned: losses, answers, merged export, sizes, hardware, conversion."""
+"""Base against tuned: losses, answers, sizes, hardware, conversion."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backend.trainers.config import EvaluateConfig, ExportConfig, GenerateConfig, SizingConfig, parse_config
+from backend.trainers.config import EvaluateConfig, GenerateConfig, SizingConfig
 from backend.trainers.errors import TrainerError
-from backend.trainers.events import Events
-from backend.trainers.process import Cancellation
-from tests.trainers.tiny import COLOURS, EVAL_ROWS, TRAIN_ROWS, Child, ConfigMaker, Recorder, run_here
+from tests.trainers.tiny import EVAL_ROWS, TRAIN_ROWS, Child, Recorder, run
 
 Trained = tuple[Path, Recorder]
-
-
-@pytest.fixture(scope="module")
-def fluent_model(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model after 120 steps on sentences of the data's form with random colours: it can talk, not know."""
-    import torch
-
-    from backend.trainers import examples, loading, scoring
-
-    folder = shutil.copytree(base_model, tmp_path_factory.mktemp("fluent") / "base")
-    chance = random.Random(0)
-    tokenizer = loading.load_tokenizer(folder)
-    model = loading.load_base(folder, loading.Target("cpu", torch.float32, torch.float32))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(120):
-        batch = []
-        for row in chance.choices(TRAIN_ROWS + EVAL_ROWS, k=16):
-            question, answer = row["messages"]
-            guess = answer["content"].rsplit(" ", 1)[0] + f" {chance.choice(COLOURS)}."
-            ids = examples.encode(tokenizer, [question, {"role": "assistant", "content": guess}]).input_ids
-            batch.append(examples.Example(ids, ids))
-        loss, count = scoring.labelled_loss(model, examples.collate(batch, tokenizer.pad_token_id))
-        (loss / count).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def knowing_adapter(fluent_model: Path, train_config: ConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter trained until it knows the facts."""
-    run_dir = tmp_path_factory.mktemp("knowing") / "run"
-    settings = {"num_epochs": 30, "per_device_batch_size": 8, "gradient_accumulation_steps": 1, "lora_dropout": 0.0}
-    fields = {"base_model": str(fluent_model), "eval_file": None}
-    run_here(train_config(run_dir, fields, lora_r=16, lora_alpha=32, **settings))
-    return run_dir / "adapter"
-
-
-def run(job: Callable[..., None], config_type: type[Any], **config: Any) -> Recorder:
-    recorder = Recorder()
-    job(parse_config(config_type, config), Events(recorder), Cancellation())  # type: ignore[arg-type]
-    return recorder
 
 
 def test_evaluation_as_a_child_agrees_with_training(
@@ -118,41 +71,6 @@ def test_answers_of_both_come_in_order_and_the_tuned_ones_know(
     assert right >= 14
     assert sum(row["base"] == answer for row, answer in zip(rows, expected, strict=True)) <= 6
     assert events.of("progress")[-1]["progress_pct"] == 100
-
-
-def test_the_merged_model_answers_like_base_plus_adapter(
-    tmp_path: Path, fluent_model: Path, knowing_adapter: Path
-) -> None:
-    from backend.trainers.export import export
-    from backend.trainers.generate import generate
-
-    merged = tmp_path / "merged"
-    adapter = str(knowing_adapter)
-    for dtype in ("float32", "bfloat16"):
-        run(export, ExportConfig, base_model=str(fluent_model), adapter=adapter, output_dir=str(merged), dtype=dtype)
-        assert not [path for path in merged.iterdir() if path.suffix in (".bin", ".pt")]
-    prompts = [row["messages"][:-1] for row in TRAIN_ROWS[:4]]
-    common = {"prompts": prompts, "max_new_tokens": 24, "device": "cpu", "threads": 1}
-    run(
-        generate,
-        GenerateConfig,
-        base_model=str(merged),
-        output_file=str(tmp_path / "m"),
-        which=["base"],
-        **common,
-    )
-    run(
-        generate,
-        GenerateConfig,
-        base_model=str(fluent_model),
-        adapter=adapter,
-        output_file=str(tmp_path / "t"),
-        which=["tuned"],
-        **common,
-    )
-    merged_answers = [row["base"] for row in json.loads((tmp_path / "m").read_text())["answers"]]
-    tuned_answers = [row["tuned"] for row in json.loads((tmp_path / "t").read_text())["answers"]]
-    assert merged_answers == tuned_answers
 
 
 def test_a_missing_or_foreign_adapter_is_refused(tmp_path: Path, base_model: Path, data: dict[str, Path]) -> None:
@@ -251,3 +169,100 @@ def test_the_bundled_model_converts_and_speaks(tmp_path: Path, start_child: Call
         device="cpu",
     )
     assert "Paris" in json.loads((tmp_path / "o").read_text())["answers"][0]["base"]
+
+
+def evaluation_config(base: Path, adapter: Path, data: dict[str, Path], output: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "base_model": str(base),
+        "adapter": str(adapter),
+        "eval_file": str(data["eval"]),
+        "output_file": str(output),
+        "samples": len(EVAL_ROWS),
+        "max_new_tokens": 24,
+        "max_seq_length": 128,
+        "batch_size": 2,
+        "device": "cpu",
+        "threads": 1,
+        **changes,
+    }
+
+
+def without_times(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    assert found.pop("answer_seconds") > 0
+    return found
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    tmp_path: Path, fluent_model: Path, knowing_adapter: Path, data: dict[str, Path], start_child: Callable[..., Child]
+) -> None:
+    from backend.trainers.evaluate import evaluate
+
+    config = evaluation_config(fluent_model, knowing_adapter, data, tmp_path / "killed.json")
+    child = start_child("evaluate", config)
+    child.read_until("progress", 3)
+    child.process.kill()
+    child.process.wait()
+    assert not (tmp_path / "killed.json").exists()
+    with (tmp_path / "killed.notes").open("a") as notes:
+        notes.write('{"answers": [[7, {"base": "torn')
+
+    again = run(evaluate, EvaluateConfig, **config)
+    # Two batches of two were answered before the kill.
+    assert [event["step"] for event in again.of("progress")] == [4, 6]
+    run(evaluate, EvaluateConfig, **{**config, "output_file": str(tmp_path / "whole.json")})
+    assert without_times(tmp_path / "killed.json") == without_times(tmp_path / "whole.json")
+
+
+def test_notes_of_another_adapter_are_not_used(
+    tmp_path: Path, fluent_model: Path, knowing_adapter: Path, trained: Trained, data: dict[str, Path]
+) -> None:
+    from backend.trainers.evaluate import evaluate
+
+    output = tmp_path / "o.json"
+    run(evaluate, EvaluateConfig, **evaluation_config(fluent_model, knowing_adapter, data, output))
+    knowing = without_times(output)
+    run(evaluate, EvaluateConfig, **evaluation_config(fluent_model, trained[0] / "adapter", data, output))
+    other = without_times(output)
+    assert other["eval_loss_base"] == pytest.approx(knowing["eval_loss_base"])
+    assert other["eval_loss_tuned"] > 2 * knowing["eval_loss_tuned"]
+
+
+def test_answering_ends_when_time_is_up_and_the_losses_are_whole(
+    tmp_path: Path, base_model: Path, trained: Trained, data: dict[str, Path]
+) -> None:
+    from backend.trainers.evaluate import evaluate
+
+    output = tmp_path / "o.json"
+    config = evaluation_config(
+        base_model, trained[0] / "adapter", data, output, max_seconds=0.001, questions=[5, 1, 3, 99]
+    )
+    events = run(evaluate, EvaluateConfig, **config)
+    found = json.loads(output.read_text())
+    assert [sample["index"] for sample in found["samples"]] == [5, 1]
+    assert (found["questions_asked"], found["examples"], len(found["losses"])) == (3, len(EVAL_ROWS), len(EVAL_ROWS))
+    assert events.of("complete")[0]["answers"] == 2
+    total = sum(item["tuned"] for item in found["losses"])
+    assert found["eval_loss_tuned"] == pytest.approx(total / sum(item["tokens"] for item in found["losses"]))
+
+
+def test_a_whole_tuned_model_is_compared_like_an_adapter(
+    tmp_path: Path, fluent_model: Path, knowing_adapter: Path, data: dict[str, Path]
+) -> None:
+    import torch
+
+    from backend.trainers import loading, merging
+    from backend.trainers.evaluate import evaluate
+
+    target = loading.Target("cpu", torch.float32, torch.float32)
+    tuned = loading.load_adapter(loading.load_base(fluent_model, target), knowing_adapter)
+    merging.merge(tuned, torch.float32).save_pretrained(tmp_path / "whole")
+    outputs = {}
+    for name, folder in (("adapter", knowing_adapter), ("whole", tmp_path / "whole")):
+        outputs[name] = tmp_path / f"{name}.json"
+        run(evaluate, EvaluateConfig, **evaluation_config(fluent_model, folder, data, outputs[name]))
+    adapter, whole = without_times(outputs["adapter"]), without_times(outputs["whole"])
+    for model in ("base", "tuned"):
+        assert whole[f"eval_loss_{model}"] == pytest.approx(adapter[f"eval_loss_{model}"], rel=0.02, abs=1e-3)
+    assert whole["eval_loss_tuned"] < whole["eval_loss_base"] / 2
+    assert [sample["base"] for sample in whole["samples"]] == [sample["base"] for sample in adapter["samples"]]

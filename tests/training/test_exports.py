@@ -6,8 +6,10 @@ from uuid import UUID
 
 from backend.datasets.versions import VersionName
 from backend.projects.models import Project
+from backend.training.export_formats import in_order, needs_models
 from backend.training.exports import ARCHIVE, pack
 from backend.training.hardware import read_nvidia_smi
+from backend.training.model_card import render_card
 from backend.training.models import FineTuning
 from backend.training.report import render_report
 
@@ -60,3 +62,31 @@ def test_nvidia_smi_is_read() -> None:
     assert report["has_nvidia_smi"]
     assert report["driver_version"] == "550.54.14"
     assert report["smi_gpus"] == [{"name": "NVIDIA GeForce RTX 4090", "vram_total_gb": 25.8, "vram_free_gb": 24.2}]
+
+
+def test_the_card_says_how_to_load_each_format_and_under_which_licence() -> None:
+    project, tuning, version = _run(eval_loss_base=2.0, eval_loss_tuned=1.0)
+    card = render_card(project, tuning, version, ["adapter", "merged", "gguf-f16", "gguf-q8_0"], "apache-2.0")
+    front, _, rest = card.removeprefix("---\n").partition("\n---\n")
+    assert 'base_model: "org/base"' in front.split("\n")
+    assert "license: apache-2.0" in front.split("\n")
+    for part in ("PeftModel.from_pretrained", "folder/merged", "llama-server -m model-q8_0.gguf", "a1" * 32, "2.0000"):
+        assert part in rest, part
+    unknown = render_card(project, tuning, None, ["adapter"], None)
+    assert "license:" not in unknown
+    assert "not known here" in unknown
+    assert "merged" not in unknown
+
+
+def test_a_run_of_all_weights_is_no_adapter() -> None:
+    project, tuning, version = _run(eval_loss_base=2.0, eval_loss_tuned=1.0)
+    tuning.method = "full"
+    for text in (render_report(project, tuning, version), render_card(project, tuning, version, ["adapter"], None)):
+        assert "PeftModel" not in text
+        assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")' in text
+
+
+def test_the_adapter_is_in_every_export() -> None:
+    assert in_order(["gguf-q8_0", "merged", "merged"]) == ["adapter", "merged", "gguf-q8_0"]
+    assert not needs_models(in_order([]))
+    assert needs_models(["gguf-f16"])

@@ -1,14 +1,14 @@
 """Exports: make, list, download."""
 
-from typing import Any
-from urllib.parse import quote
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, StringConstraints
 
 from backend.api.auth import ClaimsDep, Credentials, authenticate
+from backend.api.downloads import DOWNLOAD_DOCS, IfRangeHeader, RangeHeader, download
 from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
 from backend.api.services import Services, ServicesDep
@@ -16,17 +16,22 @@ from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject
 from backend.api.studio.schemas import EnqueuedOut, enqueued
 from backend.projects import queries as project_queries
-from backend.storage import BlobNotFound
-from backend.training import queries, service
+from backend.training import pushing, queries, service
 from backend.training.errors import ExportNotFound
+from backend.training.export_formats import Format
 from backend.training.exports import ARCHIVE
+from backend.training.models import Artifact, FineTuning
+from backend.training.pushing import What
 
 router = APIRouter(prefix="/projects/{project_id}/export", tags=["export"], route_class=IdempotentRoute)
 
-_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8", ".zip": "application/zip"}
-_BINARY: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-}
+_DOWNLOADS = {**DOWNLOAD_DOCS, **error_responses(404, 416)}
+
+
+class ExportIn(BaseModel):
+    """`formats`: the adapter is always among them; merged and GGUF models are computed on a gpu worker."""
+
+    formats: list[Format] = Field(default=["adapter"], max_length=8)
 
 
 class ExportFileOut(BaseModel):
@@ -40,8 +45,34 @@ class ExportFilesOut(BaseModel):
 
 
 @router.post("", status_code=202, responses=error_responses(400, 404, 409))
-async def export_project(project: OwnedProject, session: SessionDep, services: ServicesDep) -> EnqueuedOut:
-    return enqueued(await service.start_export(session, services.broker, project), "Export job enqueued")
+async def export_project(
+    project: OwnedProject, session: SessionDep, services: ServicesDep, body: ExportIn | None = None
+) -> EnqueuedOut:
+    """Each model is compared with the trained one before it is handed out; one that drifts fails the job."""
+    wanted = body or ExportIn()
+    job = await service.start_export(session, services.broker, project, wanted.formats)
+    return enqueued(job, "Export job enqueued")
+
+
+class PushIn(BaseModel):
+    """`repo_id`: `name/model` on the Hub. `what`: one format of the present export."""
+
+    repo_id: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=3, max_length=200, pattern=r"^[^/]+/[^/]+$")
+    ]
+    private: bool = True
+    what: What = "adapter"
+
+
+@router.post("/push", status_code=202, responses=error_responses(400, 401, 404, 409))
+async def push_export(body: PushIn, project: OwnedProject, session: SessionDep, services: ServicesDep) -> EnqueuedOut:
+    """Puts the exported files on the HuggingFace Hub, with the token that is kept as the key of `huggingface`."""
+    artifacts = await queries.list_exports(session, project.id)
+    if not artifacts:
+        raise ExportNotFound(ARCHIVE)
+    run = await session.get_one(FineTuning, artifacts[0].fine_tuning_id)
+    job = await pushing.start(session, services.broker, project, run, **body.model_dump())
+    return enqueued(job, "Push job enqueued")
 
 
 @router.get("/files", responses=error_responses(404))
@@ -54,38 +85,35 @@ async def list_export_files(project: OwnedProject, session: SessionDep) -> Expor
     )
 
 
-@router.get("/download", response_class=StreamingResponse, responses={**_BINARY, **error_responses(404)})
-async def download_archive(project_id: UUID, claims: ClaimsDep, services: ServicesDep) -> StreamingResponse:
-    return await _download(services, claims, project_id, ARCHIVE)
-
-
-@router.get("/download/{filename}", response_class=StreamingResponse, responses={**_BINARY, **error_responses(404)})
-async def download_file(project_id: UUID, filename: str, claims: ClaimsDep, services: ServicesDep) -> StreamingResponse:
-    """Only names that the export's own list holds are served; a path is just an unknown name."""
-    return await _download(services, claims, project_id, filename)
-
-
-async def _download(
-    services: Services, claims: Credentials | None, project_id: UUID, filename: str
+@router.get("/download", response_class=StreamingResponse, responses=_DOWNLOADS)
+async def download_archive(
+    project_id: UUID,
+    claims: ClaimsDep,
+    services: ServicesDep,
+    range_header: RangeHeader = None,
+    if_range: IfRangeHeader = None,
 ) -> StreamingResponse:
+    artifact = await _find(services, claims, project_id, ARCHIVE)
+    return await download(services.storage, artifact, range_header, if_range)
+
+
+@router.get("/download/{filename:path}", response_class=StreamingResponse, responses=_DOWNLOADS)
+async def download_file(
+    project_id: UUID,
+    filename: str,
+    claims: ClaimsDep,
+    services: ServicesDep,
+    range_header: RangeHeader = None,
+    if_range: IfRangeHeader = None,
+) -> StreamingResponse:
+    """Only names that the export's own list holds are served; a path is just an unknown name."""
+    artifact = await _find(services, claims, project_id, filename)
+    return await download(services.storage, artifact, range_header, if_range)
+
+
+async def _find(services: Services, claims: Credentials | None, project_id: UUID, filename: str) -> Artifact:
     # A short transaction of its own: none is open while the storage is asked.
     async with services.db.transaction() as session:
         owner = await authenticate(services, session, claims)
         project = await project_queries.get_project(session, owner, project_id)
-        artifact = await queries.get_export(session, project.id, filename)
-    try:
-        parts = await services.storage.stream(artifact.file_key)
-    except BlobNotFound as error:
-        raise ExportNotFound(artifact.filename) from error
-    suffix = artifact.filename[artifact.filename.rfind(".") :]
-    return StreamingResponse(
-        parts,
-        media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream"),
-        headers={
-            "Content-Length": str(artifact.size_bytes),
-            # An export's names are plain ASCII without quotes, which every client understands.
-            "Content-Disposition": f'attachment; filename="{quote(artifact.filename)}"',
-            "X-Content-Type-Options": "nosniff",
-            "ETag": f'"{artifact.sha256}"',
-        },
-    )
+        return await queries.get_export(session, project.id, filename)
