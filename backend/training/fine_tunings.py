@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.datasets import queries as dataset_queries
 from backend.datasets import versions
-from backend.datasets.errors import NoDataset
-from backend.datasets.models import DatasetVersion
+from backend.datasets.models import Dataset, DatasetVersion
 from backend.jobs import kinds, queue
 from backend.jobs import service as jobs
 from backend.jobs.errors import JobAlreadyEnded, JobAlreadyRunning
@@ -29,17 +29,15 @@ from backend.providers import catalogue
 from backend.providers.base_models import ModelLibrary
 from backend.providers.tuning import hyperparameters as hosted_hyperparameters
 from backend.storage import Storage
-from backend.training import hyperparams, queries, statuses
+from backend.training import freezing, hyperparams, queries, statuses
 from backend.training.errors import (
     BadHyperparameter,
     BaseModelNotTrainable,
-    DatasetNotReady,
-    DatasetTooLarge,
-    DatasetTooSmall,
     FineTuningEnded,
     FineTuningStillEnding,
     TrainingAlreadyRunning,
 )
+from backend.training.freezing import Checked
 from backend.training.models import FineTuning
 from backend.training.statuses import Status
 from backend.users import plans, provider_keys
@@ -76,16 +74,10 @@ async def create(
     ModelNotTrainable, BadHyperparameter, NoProviderKey, PlanLimitReached, TrainingAlreadyRunning.
     """
     dataset, project = await queries.get_dataset(session, owner, dataset_id)
-    checked = await _check(session, library, project, wanted)
+    checked = await check(session, library, project, wanted)
     await plans.require_room_for_fine_tuning(session, owner.id)
     await lock_project(session, project)
-    if dataset.status != "ready":
-        raise DatasetNotReady(dataset_id=dataset.id, state=dataset.status)
-    try:
-        version, _ = await versions.freeze(session, dataset.id)
-    except NoDataset as error:
-        least = checked.base.limits.min_examples
-        raise DatasetTooSmall(provider=wanted.provider, least=least, examples=0) from error
+    version = await freezing.freeze(session, dataset.id, checked)
     return await _start(session, broker, project, version, wanted, checked), checked.base.warnings
 
 
@@ -116,12 +108,12 @@ async def retrain(
         method=earlier.method if earlier.provider == LOCAL else "qlora",
     )
     project = await session.get_one(Project, earlier.project_id)
-    checked = await _check(session, library, project, wanted)
+    checked = await check(session, library, project, wanted)
     await plans.require_room_for_fine_tuning(session, project.user_id)
     await lock_project(session, project)
     if earlier.dataset_version is None:
-        # Of a time when datasets had no versions: its examples are those of now.
-        version, _ = await versions.freeze(session, earlier.dataset_id)
+        # It was never trained, or is of a time when datasets had no versions: its examples are those of now.
+        version = await freezing.freeze(session, earlier.dataset_id, checked)
     else:
         version = await versions.get(session, earlier.dataset_id, earlier.dataset_version)
     return (
@@ -135,20 +127,32 @@ async def start_local(
 ) -> tuple[FineTuning, Job]:
     """Enqueues a training on this machine's workers, one at a time for each project. Raises TrainingAlreadyRunning."""
     fine_tuning = await _insert(session, project, version, wanted, method=wanted.method, **fields)
+    return fine_tuning, await enqueue(session, broker, project, fine_tuning)
+
+
+async def enqueue(session: AsyncSession, broker: Broker, project: Project, fine_tuning: FineTuning) -> Job:
+    """Gives a run with a version its job: the training here, or the submission. Raises TrainingAlreadyRunning."""
+    is_local = fine_tuning.provider == LOCAL
+    plan = await plans.limits_of(session, project.user_id)
     try:
         job = await queue.enqueue(
             session,
             broker,
-            TRAINING,
+            TRAINING if is_local else SUBMISSION,
             user_id=project.user_id,
             project_id=project.id,
             params={"fine_tuning_id": fine_tuning.id},
-            exclusive_key=f"training:{project.id}",
+            exclusive_key=f"training:{project.id}" if is_local else f"submission:{fine_tuning.id}",
+            weight=plan.weight,
+            max_concurrent=plan.max_running_trainings if is_local else None,
         )
     except JobAlreadyRunning as error:
         raise TrainingAlreadyRunning(project_id=str(project.public_id)) from error
-    await _give_job(session, fine_tuning, job)
-    return fine_tuning, job
+    fine_tuning.job_id = job.id
+    await projects.move_to(session, fine_tuning.project_id, Stage.TRAINING)
+    await session.flush()
+    await session.refresh(fine_tuning)
+    return job
 
 
 async def lock_project(session: AsyncSession, project: Project) -> None:
@@ -174,6 +178,8 @@ async def cancel(
 
     A second cancel is no error. Raises FineTuningEnded.
     """
+    if fine_tuning.job_id is None and (planned := await _cancel_planned(session, events, fine_tuning, reason)):
+        return planned
     # The job first: whoever ends it locks it and then the run.
     job = None if fine_tuning.job_id is None else await session.get(Job, fine_tuning.job_id)
     if job is not None and job.state in LIVE:
@@ -195,6 +201,31 @@ async def cancel(
     if run.external_id is not None and not run.provider_state.get("polling"):
         run.next_poll_at = datetime.now(UTC)
     await session.flush()
+    await session.refresh(run)
+    return run
+
+
+async def _cancel_planned(
+    session: AsyncSession, events: EventLog, fine_tuning: FineTuning, reason: str | None
+) -> FineTuning | None:
+    """Ends a run that waits for its dataset, and the job that makes it; None for one that has begun meanwhile."""
+    dataset = await session.get(Dataset, fine_tuning.dataset_id)
+    making = await dataset_queries.find_making(session, dataset) if dataset is not None else None
+    run = await session.scalar(
+        select(FineTuning)
+        .where(FineTuning.id == fine_tuning.id, queries.IS_PLANNED)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    if run is None:
+        await session.refresh(fine_tuning)
+        return None
+    run.cancel_requested_at = datetime.now(UTC)
+    end(run, Status.CANCELLED, reason)
+    await session.flush()
+    if making is not None:
+        with suppress(JobAlreadyEnded):
+            await jobs.cancel(session, events, making)
     await session.refresh(run)
     return run
 
@@ -238,14 +269,11 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    base: catalogue.Trainable
-    hyperparameters: dict[str, Any]
+async def check(session: AsyncSession, library: ModelLibrary, project: Project, wanted: Wanted) -> Checked:
+    """Everything that can be refused before a row is locked. Nothing outside is asked.
 
-
-async def _check(session: AsyncSession, library: ModelLibrary, project: Project, wanted: Wanted) -> _Checked:
-    """Everything that can be refused before a row is locked. Nothing outside is asked."""
+    Raises UnknownProvider, ProviderHasNoFineTuning, ModelNotTrainable, BadHyperparameter, NoProviderKey.
+    """
     base = catalogue.require_trainable(wanted.provider, wanted.model, today())
     if wanted.provider == LOCAL:
         values = _local_hyperparameters(wanted.hyperparameters, project)
@@ -253,7 +281,7 @@ async def _check(session: AsyncSession, library: ModelLibrary, project: Project,
     else:
         values = hosted_hyperparameters.checked(wanted.provider, wanted.hyperparameters)
         await provider_keys.require(session, project.user_id, wanted.provider)
-    return _Checked(base, values)
+    return Checked(base, values)
 
 
 def _local_hyperparameters(given: dict[str, Any], project: Project) -> dict[str, Any]:
@@ -285,28 +313,15 @@ async def _start(
     project: Project,
     version: DatasetVersion,
     wanted: Wanted,
-    checked: _Checked,
+    checked: Checked,
     **fields: Any,
 ) -> FineTuning:
-    least, most = checked.base.limits.min_examples, checked.base.limits.max_examples
-    if version.train_count < least:
-        raise DatasetTooSmall(provider=wanted.provider, least=least, examples=version.train_count)
-    if most is not None and version.train_count > most:
-        raise DatasetTooLarge(provider=wanted.provider, most=most, examples=version.train_count)
+    freezing.require_size(checked, version)
     fields["hyperparameters"] = checked.hyperparameters
     if wanted.provider == LOCAL:
         return (await start_local(session, broker, project, version, wanted, **fields))[0]
     fine_tuning = await _insert(session, project, version, wanted, method="supervised", **fields)
-    job = await queue.enqueue(
-        session,
-        broker,
-        SUBMISSION,
-        user_id=project.user_id,
-        project_id=project.id,
-        params={"fine_tuning_id": fine_tuning.id},
-        exclusive_key=f"submission:{fine_tuning.id}",
-    )
-    await _give_job(session, fine_tuning, job)
+    await enqueue(session, broker, project, fine_tuning)
     return fine_tuning
 
 
@@ -327,13 +342,6 @@ async def _insert(
     session.add(fine_tuning)
     await session.flush()
     return fine_tuning
-
-
-async def _give_job(session: AsyncSession, fine_tuning: FineTuning, job: Job) -> None:
-    fine_tuning.job_id = job.id
-    await projects.move_to(session, fine_tuning.project_id, Stage.TRAINING)
-    await session.flush()
-    await session.refresh(fine_tuning)
 
 
 async def _training_ended(session: AsyncSession, job: Job) -> None:

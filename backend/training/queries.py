@@ -23,12 +23,24 @@ from backend.training.models import Artifact, FineTuning, HardwareReport
 
 ADAPTER = "adapter"
 EXPORT = "export"
+# A run that waits for its dataset: neither version nor job yet.
+IS_PLANNED = (
+    FineTuning.dataset_version.is_(None) & FineTuning.job_id.is_(None) & (FineTuning.status == statuses.Status.QUEUED)
+)
 
 
 async def find_latest(
-    session: AsyncSession, project_id: int, *, status: str | None = None, provider: str | None = None
+    session: AsyncSession,
+    project_id: int,
+    *,
+    status: str | None = None,
+    provider: str | None = None,
+    has_job: bool = False,
 ) -> FineTuning | None:
+    """`has_job` leaves out those that wait for their dataset, or were cancelled while they did."""
     statement = select(FineTuning).where(FineTuning.project_id == project_id)
+    if has_job:
+        statement = statement.where(FineTuning.job_id.is_not(None))
     if status is not None:
         statement = statement.where(FineTuning.status == status)
     if provider is not None:
@@ -43,6 +55,25 @@ async def get_by_number(session: AsyncSession, owner: Owner, number: int) -> Fin
     if run is None:
         raise FineTuningNotFound()
     return run
+
+
+async def get_by_public_id(session: AsyncSession, owner: Owner, public_id: UUID) -> FineTuning:
+    """By the UUID under which it is asked as a model. Raises FineTuningNotFound."""
+    statement = select(FineTuning).join(Project, Project.id == FineTuning.project_id)
+    run = await session.scalar(statement.where(FineTuning.public_id == public_id, Project.user_id == owner.id))
+    if run is None:
+        raise FineTuningNotFound()
+    return run
+
+
+async def list_finished(session: AsyncSession, owner: Owner, *, limit: int = 1000) -> Sequence[FineTuning]:
+    """The owner's fine-tunings that have a model, newest first."""
+    statement = select(FineTuning).join(Project, Project.id == FineTuning.project_id)
+    finished = FineTuning.status == statuses.Status.COMPLETED
+    rows = await session.scalars(
+        statement.where(Project.user_id == owner.id, finished).order_by(FineTuning.id.desc()).limit(limit)
+    )
+    return rows.all()
 
 
 async def page_by_number(
@@ -71,11 +102,17 @@ async def get_dataset(session: AsyncSession, owner: Owner, number: int) -> tuple
 
 
 async def live_folder_names(session: AsyncSession) -> set[str]:
-    """The worker folders of all owners' runs, comparisons and questions that have not ended."""
+    """The worker folders of all owners' runs, comparisons, questions and exports that have not ended."""
     runs = await session.scalars(select(FineTuning.public_id).where(FineTuning.status.in_(statuses.LIVE)))
     asking = Job.kind.in_(("model_compare", "playground"))
     comparisons = await session.scalars(select(Job.public_id).where(asking, Job.state.in_(LIVE)))
-    return {str(public_id) for public_id in runs.all()} | {f"compare-{public_id}" for public_id in comparisons.all()}
+    exporting = Job.kind.in_(("export", "model_export", "hub_push"))
+    exports = await session.scalars(select(Job.public_id).where(exporting, Job.state.in_(LIVE)))
+    return (
+        {str(public_id) for public_id in runs.all()}
+        | {f"compare-{public_id}" for public_id in comparisons.all()}
+        | {f"export-{public_id}" for public_id in exports.all()}
+    )
 
 
 async def stored_keys(session: AsyncSession, fine_tuning_id: int | None = None) -> set[str]:
@@ -146,6 +183,14 @@ async def list_exports(session: AsyncSession, project_id: int) -> Sequence[Artif
         .order_by(Artifact.id)
     )
     return rows.all()
+
+
+async def get_export_of(session: AsyncSession, fine_tuning: FineTuning, filename: str) -> Artifact:
+    """A file of one run's export. Raises ExportNotFound."""
+    for artifact in await list_artifacts(session, fine_tuning.id, EXPORT):
+        if artifact.filename == filename:
+            return artifact
+    raise ExportNotFound(filename)
 
 
 async def get_export(session: AsyncSession, project_id: int, filename: str) -> Artifact:

@@ -14,16 +14,22 @@ from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
 from backend.jobs.states import LIVE, JobState
 from backend.kit.broker import Broker
+from backend.kit.config import Settings
 from backend.projects.models import Project
-from backend.training import fine_tunings, hyperparams, queries
+from backend.providers.llm.choice import choose
+from backend.training import export_formats, fine_tunings, hyperparams, queries
+from backend.training.answer_judging import JUDGING
 from backend.training.errors import (
     BaseModelNotTrainable,
     FineTuningEnded,
     NoBaseModel,
+    NoEvaluation,
+    NoJudge,
     NothingToExport,
     NoTrainingRun,
     NoTrainingRunning,
 )
+from backend.training.export_formats import Format
 from backend.training.fine_tunings import Wanted
 from backend.training.models import FineTuning
 from backend.training.statuses import Status
@@ -70,7 +76,7 @@ async def start(
 
 async def latest_run(session: AsyncSession, project: Project) -> tuple[FineTuning, Job]:
     """The run that `train/status` shows. Raises NoTrainingRun."""
-    fine_tuning = await queries.find_latest(session, project.id)
+    fine_tuning = await queries.find_latest(session, project.id, has_job=True)
     if fine_tuning is None or fine_tuning.job_id is None:
         raise NoTrainingRun(project_id=str(project.public_id))
     return fine_tuning, await session.get_one(Job, fine_tuning.job_id)
@@ -96,17 +102,48 @@ def job_state(fine_tuning: FineTuning, job: Job) -> str:
     return _STATE_OF[Status(fine_tuning.status)]
 
 
-async def start_export(session: AsyncSession, broker: Broker, project: Project) -> Job:
-    """Enqueues the export of the latest completed run. Raises NothingToExport, JobAlreadyRunning."""
-    fine_tuning = await _completed(session, project)
+async def start_export(
+    session: AsyncSession,
+    broker: Broker,
+    project: Project,
+    formats: Sequence[Format] = ("adapter",),
+    fine_tuning: FineTuning | None = None,
+) -> Job:
+    """Enqueues the export of a completed run, of the latest one unless told. Raises NothingToExport, JobAlreadyRunning.
+
+    Formats whose weights must be computed go to the workers that have the training libraries.
+    """
+    exported = fine_tuning or await _completed(session, project)
+    if exported.status != Status.COMPLETED or exported.provider != fine_tunings.LOCAL:
+        raise NothingToExport(project_id=str(project.public_id))
     return await queue.enqueue(
         session,
         broker,
-        EXPORTING,
+        MODEL_EXPORTING if export_formats.needs_models(formats) else EXPORTING,
         user_id=project.user_id,
         project_id=project.id,
-        params={"fine_tuning_id": fine_tuning.id},
+        params={"fine_tuning_id": exported.id, "formats": export_formats.in_order(formats)},
         exclusive_key=f"export:{project.id}",
+    )
+
+
+async def start_judging(
+    session: AsyncSession, broker: Broker, settings: Settings, project: Project, fine_tuning: FineTuning | None = None
+) -> Job:
+    """Enqueues a judgement of the answers that a run's evaluation gave. Raises NoEvaluation, NoJudge."""
+    judged = fine_tuning or await _completed(session, project)
+    if not judged.metrics.get("evaluation", {}).get("answers"):
+        raise NoEvaluation()
+    if not settings.llm_judge_model or choose(settings, settings.llm_judge_model) is None:
+        raise NoJudge()
+    return await queue.enqueue(
+        session,
+        broker,
+        JUDGING,
+        user_id=project.user_id,
+        project_id=project.id,
+        params={"fine_tuning_id": judged.id},
+        exclusive_key=f"judging:{project.id}",
     )
 
 
@@ -138,4 +175,5 @@ async def _completed(session: AsyncSession, project: Project) -> FineTuning:
 
 
 EXPORTING = kinds.register(JobKind("export", "default"))
+MODEL_EXPORTING = kinds.register(JobKind("model_export", "gpu"))
 COMPARISON = kinds.register(JobKind("model_compare", "gpu"))

@@ -1,0 +1,1 @@
+"""Launches: an order's way from its price to a trained model, step by step, each exactly once."""
