@@ -2,19 +2,21 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 from fastapi.params import Depends as DependsParam
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.api.auth import authenticate, bearer, current_claims
+from backend.api.auth import Credentials, authenticate, bearer, current_claims
 from backend.api.errors import error_responses
 from backend.api.services import services_of
 from backend.api.session import share_session
 from backend.kit.errors import DomainError
+from backend.kit.owner import Owner
 from backend.users import idempotency
 from backend.users.errors import BadIdempotencyKey
 from backend.users.idempotency import KeptAnswer
@@ -39,6 +41,11 @@ async def _documented(
     ] = None,
 ) -> None:
     """For the OpenAPI document; the route itself has read the header before."""
+
+
+KEY_DOCUMENTED = Depends(_documented)
+# Kept with the number of a row instead of an answer.
+_PLACED = 202
 
 
 class IdempotentRoute(APIRoute):
@@ -100,6 +107,32 @@ async def _once(request: Request, key: str, handle: Handler) -> Response:
         else:
             await idempotency.release(session, owner, key)
     return response
+
+
+async def place_once(
+    request: Request, claims: Credentials | None, place: Callable[[AsyncSession, Owner], Awaitable[int]]
+) -> tuple[int, bool]:
+    """Runs `place` in a transaction of its own and returns its number; the same request with the same key gets that
+    number again, and True.
+
+    For a POST whose answer needs a call outside after the commit (a checkout at Stripe): the answer is made from the
+    numbered row each time, so that a repeated request also goes on where the first one was cut off. The route names
+    `KEY_DOCUMENTED` among its dependencies.
+    """
+    key = request.headers.get(HEADER)
+    if key is not None and not _KEY.fullmatch(key):
+        raise BadIdempotencyKey()
+    services = services_of(request)
+    digest = await _digest(request)
+    async with services.db.transaction() as session:
+        owner = await authenticate(services, session, claims)
+        kept = None if key is None else await idempotency.claim(session, owner, key, digest)
+        if kept is not None:
+            return int(kept.body), True
+        number = await place(session, owner)
+        if key is not None:
+            await idempotency.keep(session, owner, key, KeptAnswer(_PLACED, str(number)))
+        return number, False
 
 
 async def _digest(request: Request) -> str:
