@@ -73,8 +73,8 @@ async def order_characters(session: AsyncSession, settings: Settings, owner: Own
 async def open_checkout(db: Database, stripe: Stripe, settings: Settings, order_id: int) -> Order:
     """The order with its `checkout_url`, which is made when there is none; the order's row must be committed.
 
-    Asks Stripe outside any transaction. After PaymentsUnavailable the order waits, and a second call goes on with it;
-    after PaymentsRefused it has expired. Raises CheckoutExpired for an order that nobody can pay any more.
+    One that is paid keeps the address at which it was. Asks Stripe outside any transaction. After PaymentsUnavailable
+    the order waits, and a second call goes on with it; after PaymentsRefused it has expired. Raises CheckoutExpired for an order that nobody can pay any more.
     """
     require_payments(settings)
     async with db.transaction() as session:
@@ -142,6 +142,8 @@ async def _forget_customer(session: AsyncSession, user_id: int) -> None:
 
 async def _payable(session: AsyncSession, order_id: int) -> Order:
     order = await _locked(session, order_id)
+    if order.paid_at is not None and order.checkout_url is not None:
+        return order
     # A page that would be open for less than half an hour is none that Stripe makes.
     too_late = datetime.now(UTC) - order.created_at > timedelta(hours=PAYABLE_HOURS - 1)
     if order.state != orders.PENDING_PAYMENT or (order.checkout_url is None and too_late):

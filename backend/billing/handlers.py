@@ -28,11 +28,12 @@ class Outcome:
     # What others may have waited for.
     settles: tuple[str, ...] = ()
     paid_order: int | None = None
-    # Its payload is about somebody whose account is gone.
+    # Its payload is about somebody whose account is gone, or nothing of ours.
     forget: bool = False
 
 
-_IGNORED: Final = Outcome(ignored=True)
+# What is nothing of ours may still name people, and nothing would ever delete it.
+_IGNORED: Final = Outcome(ignored=True, forget=True)
 Handler = Callable[[AsyncSession, Settings, StripeEvent, dict[str, Any]], Awaitable[Outcome]]
 
 
@@ -53,8 +54,10 @@ async def _checkout_paid(
     if checkout.get("payment_status") == "unpaid":
         # async_payment_succeeded or _failed says what becomes of it.
         promised, _ = await _order_of(session, checkout)
-        if promised is not None:
-            await orders.await_bank(session, promised)
+        if promised is None:
+            return _IGNORED
+        event.user_id = promised.user_id
+        await orders.await_bank(session, promised)
         return Outcome()
     intent = checkout.get("payment_intent")
     if isinstance(intent, str):

@@ -97,7 +97,8 @@ async def handle_due(db: Database, settings: Settings, *, at_once: bool = False)
     seen: set[int] = set()
     while datetime.now(UTC) < until:
         async with db.transaction() as session:
-            numbers = [number for number in (await session.scalars(due)).all() if number not in seen]
+            # Those that failed just now are still pending, and must not be in the way of the others.
+            numbers = (await session.scalars(due.where(~is_one_of(StripeEvent.id, sorted(seen))))).all()
         if not numbers:
             break
         seen.update(numbers)

@@ -89,9 +89,13 @@ async def forget_user(session: AsyncSession, user_id: int) -> str | None:
 
     Returns the customer, for `drop_customer` after the commit.
     """
-    emptied = update(StripeEvent).where(StripeEvent.user_id == user_id).values(payload={}, error=None)
-    await session.execute(emptied)
     customer = await session.scalar(select(Account.stripe_customer_id).where(Account.user_id == user_id))
+    told = StripeEvent.payload["data"]["object"]
+    named = told["metadata"]["user_id"].astext == str(user_id)
+    # One that was given up never came to be noted whose it is; one that is still to be handled empties itself.
+    given_up = StripeEvent.user_id.is_(None) & (StripeEvent.state == inbox.DEAD)
+    theirs = (StripeEvent.user_id == user_id) | (given_up & (named | (told["customer"].astext == customer)))
+    await session.execute(update(StripeEvent).where(theirs).values(payload={}, error=None))
     await session.execute(update(Account).where(Account.user_id == user_id).values(stripe_customer_id=None))
     return customer
 

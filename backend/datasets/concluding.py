@@ -6,9 +6,6 @@ from typing import Any
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.billing import ledger
-from backend.contents import queries as content_queries
-from backend.contents.models import Chunk
 from backend.datasets import dividing, planning, queries, stats
 from backend.datasets.asking import Writer
 from backend.datasets.errors import NothingGenerated
@@ -47,7 +44,7 @@ class Outcome:
 
 
 async def conclude(work: Work, outcome: Outcome) -> dict[str, Any]:
-    """Splits the examples, counts the characters once, and makes the dataset ready. Returns what the job shows.
+    """Splits the examples, counts the characters, and makes the dataset ready. Returns what the job shows.
 
     Raises NothingGenerated when the dataset has no valid example that a model wrote.
     """
@@ -89,9 +86,10 @@ async def conclude(work: Work, outcome: Outcome) -> dict[str, Any]:
         await session.execute(
             update(Dataset).where(Dataset.id == dataset.id).values(status="ready", model=model, report=report)
         )
-        await _charge(session, work)
+        # The job's ending charges them, in the transaction that makes it a success: no failure is billed.
+        processed = int(run.params[queries.CHARACTERS])
     changed = {} if outcome.changed_chunks is None else {"changed_chunks": outcome.changed_chunks}
-    return {**stats.summary(found), **_counts(found, report), **changed}
+    return {**stats.summary(found), **_counts(found, report), **changed, queries.CHARACTERS: processed}
 
 
 async def nothing_changed(run: JobRun, dataset: Dataset) -> dict[str, Any]:
@@ -178,24 +176,3 @@ async def _judged(session: AsyncSession, dataset: Dataset, found: DatasetStats) 
 
 async def _rows(session: AsyncSession, statement: Any, dataset: Dataset) -> list[Any]:
     return list((await session.execute(statement, {"dataset_id": dataset.id})).all())
-
-
-async def _charge(session: AsyncSession, work: Work) -> None:
-    """The project's characters; or those of the job's own contents, or of the changed chunks that were asked."""
-    run, dataset = work.run, work.dataset
-    if work.only_changed:
-        asked = select(ChunkMark.chunk_id).where(ChunkMark.job_id == run.claim.id)
-        counted = select(func.coalesce(func.sum(func.length(Chunk.text)), 0)).where(Chunk.id.in_(asked))
-        characters = int(await session.scalar(counted) or 0)
-    else:
-        wanted = run.params.get("content_ids")
-        characters = await content_queries.character_count(session, run.project_id, content_ids=wanted)
-    if characters:
-        await ledger.record_usage(
-            session,
-            user_id=run.claim.user_id,
-            characters=characters,
-            reference=f"job:{run.claim.public_id}",
-            # No words of the user: ledger rows outlive the account. The name is looked up where a row is shown.
-            params={"dataset": str(dataset.public_id)},
-        )

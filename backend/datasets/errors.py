@@ -84,7 +84,7 @@ class ExportLimits(DomainError):
 
 class ExportShape(DomainError):
     code = "EXPORT_SHAPE"
-    template = "Name either a format or a provider, whose format it then is; `model` only with a provider."
+    template = "A provider's file is always jsonl: leave `format` out. `model` goes with a `provider` only."
 
 
 class PreviewHasNoSplit(DomainError):
@@ -111,7 +111,10 @@ class NoDataset(DomainError):
 class NoModelForGeneration(DomainError):
     status = 503
     code = "LLM_NOT_CONFIGURED"
-    template = "No language model is configured for generation. Set LLM_BASE_URL and LLM_MODEL and start again."
+    template = (
+        "No language model is configured for generation. Set LLM_BASE_URL and LLM_MODEL, or name a model of a provider "
+        "that you have a key of, such as anthropic/MODEL, and start again."
+    )
 
 
 class NothingGenerated(DomainError):

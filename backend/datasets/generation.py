@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from backend.datasets import planning, sources
+from backend.datasets import planning, reading, sources
 from backend.datasets.asking import Answer, Writer, ask
 from backend.datasets.concluding import Outcome, conclude, nothing_changed
 from backend.datasets.keeping import Keeper, Round
@@ -26,6 +26,7 @@ _FIRST_ROUND, _ALL_ROUNDS = 80.0, 95.0
 async def generate(run: JobRun, writer: Writer, storage: Storage) -> dict[str, Any]:
     """Fills the dataset. A run that was cut off goes on with the chunks that have no mark of its round yet."""
     work = await load(run, writer)
+    await reading.note(run, work.dataset)
     lost = await prepare(work)
     if work.only_changed and not len(work.chunks) and not lost:
         return await nothing_changed(run, work.dataset)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import func, select, update
 
-from backend.datasets import carrying, planning, queries, service, sources, versions
+from backend.datasets import carrying, planning, queries, reading, service, sources, versions
 from backend.datasets.asking import Writer
 from backend.datasets.errors import NoChunks, NoDataset
 from backend.datasets.models import ChunkMark, Dataset, Example
@@ -139,7 +139,7 @@ async def valid_elsewhere(work: Work) -> int:
 async def _narrow(work: Work, by_others: set[int]) -> None:
     """Leaves only the chunks that came after the last generation; without a target they get as many as the others."""
     made = work.dataset.report.get("generation") or {}
-    seen = int(made.get("last_chunk_id") or 0)
+    seen = reading.last_chunk_of(work.dataset)
     chosen = [index for index, chunk_id in enumerate(work.whole.ids) if chunk_id > seen and chunk_id not in by_others]
     work.chunks = work.whole.only(chosen)
     if work.target is None and work.most is None:

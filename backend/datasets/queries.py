@@ -1,6 +1,6 @@
 """SELECTs over the datasets of a project that the caller owns."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -18,6 +18,10 @@ from backend.projects.models import Project
 PREPARING, GENERATION = "dataset_prepare", "dataset_generate"
 # Why an example is not valid whose chunk is gone or has another text now.
 SOURCE_CHANGED = "source_changed"
+# In the report of a dataset that has no job yet; nobody else fills it meanwhile.
+PLANNED = "planned"
+# In a generation's result: the characters that were processed.
+CHARACTERS = "characters_processed"
 
 
 async def lock(session: AsyncSession, dataset_id: int) -> Dataset | None:
@@ -65,6 +69,18 @@ async def get_by_number(session: AsyncSession, owner: Owner, number: int) -> Dat
     return dataset
 
 
+async def names_of(session: AsyncSession, owner: Owner, public_ids: Collection[UUID]) -> dict[UUID, tuple[int, str]]:
+    """Number and name of those of the owner's datasets that are still there, by their public id."""
+    if not public_ids:
+        return {}
+    rows = await session.execute(
+        select(Dataset.id, Dataset.name, Dataset.public_id)
+        .join(Project, Project.id == Dataset.project_id)
+        .where(Dataset.public_id.in_(public_ids), Project.user_id == owner.id)
+    )
+    return {public_id: (number, name) for number, name, public_id in rows}
+
+
 async def page_by_number(
     session: AsyncSession, owner: Owner, window: Window, *, project_id: int | None = None
 ) -> Page[Dataset]:
@@ -79,10 +95,11 @@ async def page_by_number(
 
 
 async def find_current(session: AsyncSession, project_id: int) -> Dataset | None:
-    """The project's latest dataset that is ready or being made; one whose generation failed is passed over."""
+    """The project's latest dataset that is ready or being made; passed over are those whose generation failed, and
+    those whose turn has not come."""
     return await session.scalar(
         select(Dataset)
-        .where(Dataset.project_id == project_id, Dataset.status != "error")
+        .where(Dataset.project_id == project_id, Dataset.status != "error", ~Dataset.report.has_key(PLANNED))
         .order_by(Dataset.id.desc())
         .limit(1)
     )

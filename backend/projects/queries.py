@@ -40,7 +40,7 @@ SELECT CASE
   WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
                AND j.kind IN ('training', 'remote_submit'))
     OR EXISTS (SELECT FROM fine_tunings f WHERE f.project_id = :project_id AND f.provider <> 'local'
-               AND f.status IN ('queued', 'preparing', 'training')) THEN 'training'
+               AND f.dataset_version IS NOT NULL AND f.status IN ('queued', 'preparing', 'training')) THEN 'training'
   WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')
                AND j.kind = 'dataset_generate') THEN 'generating'
   WHEN EXISTS (SELECT FROM jobs j WHERE j.project_id = :project_id AND j.state IN ('queued', 'running')

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.billing import charging
 from backend.jobs import queries as job_queries
 from backend.jobs import service as jobs
 from backend.jobs.events import EventLog
@@ -61,12 +62,15 @@ async def delete(session: AsyncSession, storage: Storage, events: EventLog, proj
 
     A worker in the middle of a job finds its row gone at its next heartbeat, writes nothing and ends its child.
     """
-    for job in await job_queries.live_jobs(session, project.id):
+    live = await job_queries.lock_live(session, project.user_id, project_id=project.id)
+    for job in live:
         if job.state == JobState.QUEUED:
             await jobs.cancel(session, events, job)
     prefix = folder_of(project)
     await session.delete(project)
     await session.flush()
+    # What is left of the jobs is nothing; of what they held, neither.
+    await charging.release_of_jobs(session, [job.id for job in live])
 
     async def sweep_files() -> None:
         await storage.delete_under(prefix)

@@ -348,3 +348,21 @@ async def test_what_is_not_ours_is_ignored(db: Database, settings: Settings) -> 
         assert row.state == "ignored", (sent["type"], row.error)
     async with db.transaction() as session:
         assert await session.scalar(select(func.count()).where(Payment.user_id == user.id)) == 0
+
+
+async def test_what_fails_is_not_in_the_way_of_the_others(
+    db: Database, settings: Settings, make_order: MakeOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are: more than one batch of them, all older."""
+    monkeypatch.setattr(inbox, "_BATCH", 2)
+    order = await make_order()
+    # Without its object, an event fails each time.
+    broken = [event("charge.refunded", {"payment_intent": "pi_x", "metadata": []}, at=number) for number in range(1, 6)]
+    async with db.transaction() as session:
+        numbers = [await inbox.keep(session, sent) for sent in [*broken, completed(order)]]
+    await inbox.handle_due(db, settings, at_once=True)
+    assert (await books(db, order))["order"] == "completed"
+    async with db.transaction() as session:
+        await session.execute(
+            update(StripeEvent).where(StripeEvent.id.in_(numbers), StripeEvent.state != "done").values(state="ignored")
+        )
