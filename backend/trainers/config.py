@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from backend.trainers.errors import INVALID_CONFIG, TrainerError
 
-Method = Literal["lora", "qlora"]
+Method = Literal["lora", "qlora", "full", "dpo"]
 Device = Literal["auto", "cpu", "cuda"]
 Variant = Literal["base", "tuned"]
 ConfigT = TypeVar("ConfigT")
@@ -20,11 +20,13 @@ ConfigT = TypeVar("ConfigT")
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparams:
-    """Hyperparameters under their public names; the last five are optional refinements.
+    """Hyperparameters under their public names.
 
     `eval_steps`, `save_steps`: every how many optimizer steps; None evaluates about once an epoch (at most ten times)
-    and saves once a minute. `keep`: which adapter the run delivers, the one with the best evaluation or the last
-    (the last one that scores better than the base model, when there is one).
+    and saves once a minute. `keep`: which weights the run delivers, those with the best evaluation or the last
+    (the last ones that score better than the base model, when there are such). `early_stopping_patience`: so many
+    evaluations without a new lowest loss end the run; 0 or None never. `long_examples`: cut the questions of examples
+    over `max_seq_length`, or leave these out. `dpo_beta`: how firmly DPO holds on to the base model.
     """
 
     num_epochs: int = 3
@@ -42,11 +44,18 @@ class Hyperparams:
     eval_steps: int | None = None
     save_steps: int | None = None
     keep: Literal["best", "last"] = "best"
+    early_stopping_patience: int | None = 3
+    long_examples: Literal["truncate", "skip"] = "truncate"
+    use_dora: bool = False
+    use_rslora: bool = False
+    use_liger: bool = False
+    torch_compile: bool = False
+    dpo_beta: float = 0.1
 
     def __post_init__(self) -> None:
         positive = (
             "num_epochs learning_rate per_device_batch_size gradient_accumulation_steps max_seq_length lora_r "
-            "lora_alpha logging_steps"
+            "lora_alpha logging_steps dpo_beta"
         )
         for name in positive.split():
             _require(getattr(self, name) > 0, name, "must be above 0")
@@ -55,6 +64,7 @@ class Hyperparams:
         for name in ("lora_dropout", "warmup_ratio"):
             _require(0 <= getattr(self, name) < 1, name, "must be at least 0 and below 1")
         _require(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        _require((self.early_stopping_patience or 0) >= 0, "early_stopping_patience", "must not be negative")
         _require(self.seed >= 0, "seed", "must not be negative")
 
 
@@ -63,8 +73,10 @@ class TrainConfig:
     """One fine-tuning run.
 
     `base_model` is a local folder; `base_model_id` is the name that the delivered files show. `train_file` and
-    `eval_file` hold JSON lines `{"messages": [{"role", "content"}, ...]}`. `run_dir` receives checkpoints, then
-    `adapter/`, `training_config.json` and `metrics.json`. `threads` 0 leaves torch's own choice.
+    `eval_file` hold JSON lines `{"messages": [{"role", "content"}, ...]}`; for the method dpo
+    `{"prompt", "chosen", "rejected"}`, each a text or a list of messages. `run_dir` receives checkpoints, then
+    `adapter/` (for the method full: the whole model), `training_config.json` and `metrics.json`. `threads` 0 leaves
+    torch's own choice.
     """
 
     run_dir: Path
@@ -80,15 +92,22 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Compare base and adapter on `eval_file`; `samples` of its questions are also answered by both."""
+    """Compare base and tuned on `eval_file`; of its examples both answer those whose numbers are in `questions`.
+
+    `adapter` is a folder with an adapter or with a whole model. `questions` None: the first `samples`. Answering ends
+    once it took `max_seconds`; what was found until then is kept beside `output_file`, for a run that goes on.
+    """
 
     base_model: Path
     adapter: Path
     eval_file: Path
     output_file: Path
     samples: int = 5
+    questions: list[int] | None = None
+    max_seconds: float = 0.0
     max_new_tokens: int = 128
     max_seq_length: int = 2048
+    long_examples: Literal["truncate", "skip"] = "truncate"
     batch_size: int = 8
     load_in_4bit: bool = False
     device: Device = "auto"
@@ -96,6 +115,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _require(self.samples >= 0, "samples", "must not be negative")
+        _require(self.max_seconds >= 0, "max_seconds", "must not be negative (0 is no limit)")
         for name in ("max_new_tokens", "max_seq_length", "batch_size"):
             _require(getattr(self, name) > 0, name, "must be above 0")
 
@@ -128,11 +148,18 @@ class GenerateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Merge `adapter` into `base_model` and write a complete model folder to `output_dir`."""
+    """Merge `adapter` (or take the whole model in that folder) and write `formats` to `output_dir`.
+
+    `prompts_file`: conversations whose questions the exports must answer alike. `name`, `license_name`: for GGUF.
+    """
 
     base_model: Path
     adapter: Path
     output_dir: Path
+    formats: list[Literal["merged", "gguf-f16", "gguf-q8_0"]] = field(default_factory=lambda: ["merged"])
+    prompts_file: Path | None = None
+    name: str = "model"
+    license_name: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     threads: int = 0
 

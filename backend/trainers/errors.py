@@ -8,13 +8,23 @@ ADAPTER_UNUSABLE = "ADAPTER_UNUSABLE"
 DATASET_UNUSABLE = "DATASET_UNUSABLE"
 DATASET_TOO_LONG = "DATASET_TOO_LONG"
 DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
+EXPORT_DRIFTED = "EXPORT_DRIFTED"
+EXPORT_UNSUPPORTED = "EXPORT_UNSUPPORTED"
 INVALID_CONFIG = "INVALID_CONFIG"
 RUN_FOLDER_BUSY = "RUN_FOLDER_BUSY"
 RUN_FOLDER_MISMATCH = "RUN_FOLDER_MISMATCH"
 TRAINING_DIVERGED = "TRAINING_DIVERGED"
 TRAINING_FAILED = "TRAINING_FAILED"
 
-_CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory", "Cannot allocate memory")
+_CPU_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    # What oneDNN, which multiplies on CPUs, says of its own scratch space.
+    "could not create a primitive",
+    "could not create a memory",
+)
 _CUDA_OUT_OF_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 

@@ -39,8 +39,8 @@ class Events:
         text = message or f"Step {step}/{total_steps}"
         self.emit("progress", progress_pct=percent, message=text, step=step, total_steps=total_steps)
 
-    def evaluation(self, step: int, eval_loss: float) -> None:
-        self.emit("eval", step=step, eval_loss=eval_loss, perplexity=perplexity(eval_loss))
+    def evaluation(self, step: int, eval_loss: float, perplexity: float | None) -> None:
+        self.emit("eval", step=step, eval_loss=eval_loss, perplexity=perplexity)
 
 
 def perplexity(loss: float) -> float | None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import Sampler
 
 from backend.trainers.errors import DATASET_TOO_LONG, DATASET_UNUSABLE, TrainerError
 
 IGNORED = -100
+LongExamples = Literal["truncate", "skip"]
+_CUT = " ... "
+# Tokens spliced from two texts rarely number what their parts did: each try cuts what is still too much.
+_TRIES = 4
 Message = dict[str, str]
 Batch = dict[str, torch.Tensor]
 
@@ -28,11 +31,12 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedSet:
-    """The examples that fit, how many were left out, and the length of the longest seen, in tokens."""
+    """The examples that fit, how many were left out, the longest seen in tokens, and how many had a question cut."""
 
     examples: list[Example]
     skipped: int
     longest: int
+    truncated: int = 0
 
 
 def read_conversations(path: Path) -> list[list[Message]]:
@@ -57,24 +61,55 @@ def read_conversations(path: Path) -> list[list[Message]]:
     return conversations
 
 
-def encode_set(tokenizer: Any, path: Path, max_length: int) -> EncodedSet:
-    """Encode a whole file. Examples longer than `max_length` tokens are left out: a cut answer teaches a wrong end.
+def encode_set(tokenizer: Any, path: Path, max_length: int, long_examples: LongExamples = "truncate") -> EncodedSet:
+    """Encode a whole file. Of examples longer than `max_length` tokens the question is cut, never the answer.
 
-    Raises TrainerError DATASET_UNUSABLE for an empty file, DATASET_TOO_LONG when none fits.
+    With "skip", and where the answer alone is too long, they are left out. Raises TrainerError DATASET_UNUSABLE for an
+    empty file, DATASET_TOO_LONG when no example fits.
     """
     conversations = read_conversations(path)
     if not conversations:
         raise TrainerError(DATASET_UNUSABLE, f"{path.name} holds no examples. Generate a dataset first.")
-    encoded = [encode(tokenizer, messages) for messages in conversations]
-    longest = max(len(example.input_ids) for example in encoded)
-    fitting = [example for example in encoded if len(example.input_ids) <= max_length]
+    fitting: list[Example] = []
+    lengths = []
+    truncated = 0
+    for messages in conversations:
+        example = encode(tokenizer, messages)
+        lengths.append(len(example.input_ids))
+        if lengths[-1] > max_length and long_examples == "truncate":
+            shorter = shorten(tokenizer, messages, max_length)
+            if shorter is not None:
+                example = encode(tokenizer, shorter)
+                truncated += 1
+        if len(example.input_ids) <= max_length:
+            fitting.append(example)
     if not fitting:
         raise TrainerError(
             DATASET_TOO_LONG,
             f"No example of {path.name} fits in max_seq_length={max_length} tokens: the shortest has "
-            f"{min(len(example.input_ids) for example in encoded)}. Raise max_seq_length, or shorten the examples.",
+            f"{min(lengths)}. Raise max_seq_length, or shorten the examples.",
         )
-    return EncodedSet(fitting, len(encoded) - len(fitting), longest)
+    return EncodedSet(fitting, len(conversations) - len(fitting), max(lengths), truncated)
+
+
+def shorten(tokenizer: Any, messages: list[Message], max_length: int) -> list[Message] | None:
+    """Cut the middle out of the longest message before the answer until all fits; None when that is not enough.
+
+    The start of a question says what is asked, and its end often does: what lies between is given up.
+    """
+    longest = max(range(len(messages) - 1), key=lambda index: len(messages[index]["content"]))
+    ids = tokenizer(messages[longest]["content"], add_special_tokens=False)["input_ids"]
+    room = len(ids) + max_length - len(encode(tokenizer, messages).input_ids)
+    for _ in range(_TRIES):
+        room -= len(tokenizer(_CUT, add_special_tokens=False)["input_ids"])
+        if room < 2:
+            return None
+        head = tokenizer.decode(ids[: (room + 1) // 2])
+        content = head + _CUT + tokenizer.decode(ids[len(ids) - room // 2 :])
+        shorter = [*messages[:longest], {**messages[longest], "content": content}, *messages[longest + 1 :]]
+        if len(encode(tokenizer, shorter).input_ids) <= max_length:
+            return shorter
+    return None
 
 
 def encode(tokenizer: Any, messages: list[Message]) -> Example:
@@ -112,41 +147,6 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
         "attention_mask": padded([[1] * len(example.input_ids) for example in examples], 0),
         "labels": padded([example.labels for example in examples], IGNORED),
     }
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffles anew each epoch, but puts examples of similar length into the same batch.
-
-    Sorting happens inside pools of `pool` batches, and the batches come in random order, so that neither the batches
-    nor their order repeat. The order depends on seed and epoch alone: a resumed run sees the same batches.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pool: int = 4) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self._pool = pool
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order: list[int] = torch.randperm(len(self._lengths), generator=generator).tolist()
-        size = self._batch_size
-        # The incomplete batch stays last: anywhere else it would shift the borders of the others.
-        tail_start = len(order) - len(order) % size
-        batches: list[list[int]] = []
-        for start in range(0, tail_start, size * self._pool):
-            pool = sorted(order[start : min(start + size * self._pool, tail_start)], key=self._lengths.__getitem__)
-            batches += [pool[at : at + size] for at in range(0, len(pool), size)]
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            yield from batches[index]
-        yield from order[tail_start:]
 
 
 def _checked(messages: list[Message]) -> list[Message]:

@@ -147,9 +147,38 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def refuse_unsafe(folder: Path) -> None:
-    """Raise TrainerError BASE_MODEL_UNUSABLE unless `folder` is a model that loads without running foreign code."""
+def chosen_template(tokenizer: Any) -> str | None:
+    """The name of the chat template that `load_tokenizer` chose; None when the tokenizer brought its own."""
+    return {CHATML_TEMPLATE: "ChatML", PLAIN_TEMPLATE: "plain text"}.get(tokenizer.chat_template)
+
+
+def context_length(folder: Path) -> int | None:
+    """The most tokens that the model's positions allow, or None when its config does not say."""
     config = read_model_config(folder)
+    text = config.get("text_config")
+    value = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def refuse_non_causal(config: dict[str, Any]) -> None:
+    """Raise TrainerError BASE_MODEL_UNUSABLE for a model that does not write texts from left to right.
+
+    The library would load some of these all the same, with a new and untrained output layer.
+    """
+    named = [str(name) for name in config.get("architectures") or []]
+    written = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    if config.get("is_encoder_decoder") or (named and not any(name.endswith(written) for name in named)):
+        raise TrainerError(
+            BASE_MODEL_UNUSABLE,
+            f"The architecture {', '.join(named) or config.get('model_type')} is no causal language model: it does not "
+            "answer in text from left to right. Choose another base model.",
+        )
+
+
+def refuse_unsafe(folder: Path) -> None:
+    """Raise TrainerError BASE_MODEL_UNUSABLE unless `folder` is a causal model that loads without running its code."""
+    config = read_model_config(folder)
+    refuse_non_causal(config)
     if "auto_map" in config:
         raise TrainerError(
             BASE_MODEL_UNUSABLE,

@@ -1,4 +1,4 @@
-"""Fine-tunes a base model with LoRA or QLoRA: `python -m backend.trainers.qlora CONFIG.json`.
+"""Fine-tunes a base model: `python -m backend.trainers.qlora CONFIG.json`; LoRA, QLoRA, all weights, or DPO.
 
 Safe to start again after any interruption: it goes on from the last whole checkpoint, and a finished run reports its
 result once more without training.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 import sys
 import time
@@ -18,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from backend.trainers import process
 from backend.trainers.config import TrainConfig
-from backend.trainers.errors import RUN_FOLDER_MISMATCH, Cancelled, TrainerError
-from backend.trainers.events import Events, perplexity
+from backend.trainers.errors import OUT_OF_MEMORY, RUN_FOLDER_MISMATCH, Cancelled, TrainerError
+from backend.trainers.events import Events
 
 # Imported inside functions: torch and its company take seconds to load, and the event stream, the death signal and the
 # handling of SIGTERM must stand before.
 if TYPE_CHECKING:
-    from backend.trainers.examples import EncodedSet
-    from backend.trainers.loading import Target
-    from backend.trainers.trainer import AdapterTrainer
-
-MAX_EVALUATIONS = 10
-CHECKPOINTED_PARAMETERS = 3_000_000_000
+    from backend.trainers.building import Prepared
+    from backend.trainers.memory import Parts
+    from backend.trainers.trainer import ResumableTrainer
 
 
 def fine_tune(config: TrainConfig, events: Events, cancellation: process.Cancellation) -> None:
-    """Train, evaluate and deliver the adapter to `config.run_dir`; raises TrainerError or Cancelled."""
-    from backend.trainers import checkpoints
+    """Train, evaluate and deliver the weights to `config.run_dir`; raises TrainerError or Cancelled.
+
+    Out of memory, it goes on from the last whole checkpoint with half as much at once, twice at most.
+    """
+    from backend.trainers import checkpoints, memory
 
     events.stage("loading")
     with checkpoints.locked(config.run_dir):
@@ -43,13 +42,30 @@ def fine_tune(config: TrainConfig, events: Events, cancellation: process.Cancell
         if metrics_file.is_file():
             events.emit("complete", **summary(json.loads(metrics_file.read_text(encoding="utf-8"))))
             return
-        trainer, train_set, base_loss = prepare(config, events, cancellation)
-        started = time.monotonic()
+        while (smaller := attempt(config, events, cancellation, memory.load_parts(config.run_dir))) is not None:
+            memory.save_parts(config.run_dir, smaller)
+            memory.release()
+
+
+def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellation, parts: Parts) -> Parts | None:
+    """One go from the last whole checkpoint to the end; returns smaller parts to go on with after OUT_OF_MEMORY.
+
+    The error stays in here: its traceback would hold on to everything that filled the memory.
+    """
+    from backend.trainers import building, checkpoints, memory
+
+    prepared: Prepared | None = None
+    trainer: ResumableTrainer | None = None
+    started = time.monotonic()
+    try:
+        prepared = building.prepare(config, events, parts)
+        trainer = prepared.trainer(config, events, cancellation, parts)
+        base_loss = score_base(trainer, config, events)
 
         events.stage("training")
         resumed_from = checkpoints.newest_whole(config.run_dir)
         with cancellation.deferred():
-            output = trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+            output = trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)  # type: ignore[attr-defined]
         if cancellation.requested:
             events.emit("cancelled", step=trainer.state.global_step)
             raise Cancelled
@@ -58,13 +74,15 @@ def fine_tune(config: TrainConfig, events: Events, cancellation: process.Cancell
         events.stage("saving")
         metrics = {
             **losses(trainer, output.training_loss, base_loss, tuned_loss),
+            **prepared.figures(),
+            "stopped": trainer.stopped,
             "train_seconds": round(trainer.train_seconds, 3),
             "duration_seconds": round(time.monotonic() - started, 3),
             "num_tokens": trainer.state.num_input_tokens_seen,
-            "train_examples": len(train_set.examples),
-            "train_examples_skipped": train_set.skipped,
-            "eval_examples": len(trainer.held_out),
             "trainable_parameters": sum(item.numel() for item in trainer.model.parameters() if item.requires_grad),
+            "most_tokens_at_once": trainer.most_tokens_at_once,
+            "memory_halvings": parts.halvings,
+            "peak_memory_bytes": memory.peak_bytes(trainer.target.device),
             "device": trainer.target.device,
             "compute_dtype": str(trainer.target.compute_dtype).removeprefix("torch."),
             "versions": versions(),
@@ -72,146 +90,69 @@ def fine_tune(config: TrainConfig, events: Events, cancellation: process.Cancell
         }
         deliver(trainer, config, metrics)
         events.emit("complete", **summary(metrics))
-
-
-def prepare(
-    config: TrainConfig, events: Events, cancellation: process.Cancellation
-) -> tuple[AdapterTrainer, EncodedSet, float | None]:
-    """Everything up to the first step: data, model, trainer, and the base model's own loss on the held-out set."""
-    from backend.trainers import checkpoints, examples, loading
-
-    params = config.hyperparams
-    target = loading.choose_target(config.device, config.threads)
-    loading.refuse_unsafe(config.base_model)
-    tokenizer = loading.load_tokenizer(config.base_model)
-    train_set = examples.encode_set(tokenizer, config.train_file, params.max_seq_length)
-    held_out = (
-        examples.encode_set(tokenizer, config.eval_file, params.max_seq_length)
-        if config.eval_file is not None
-        else examples.EncodedSet([], 0, 0)
+        return None
+    except Exception as error:
+        failure = memory.ran_out(error)
+        if failure is None or prepared is None:
+            raise
+        at_once = (trainer.most_tokens_at_once if trainer is not None else 0) or prepared.most_tokens
+        if parts.halvings >= memory.RETRIES:
+            raise TrainerError(OUT_OF_MEMORY, what_would_fit(failure, at_once, prepared.longest)) from None
+        smaller = parts.halved(at_once)
+    newest = checkpoints.newest_whole(config.run_dir)
+    size = smaller.batch_size(config.hyperparams.per_device_batch_size)
+    accumulation = smaller.accumulation(
+        config.hyperparams.per_device_batch_size, config.hyperparams.gradient_accumulation_steps
     )
-    if skipped := train_set.skipped + held_out.skipped:
-        events.warning(
-            f"{skipped} examples are longer than max_seq_length={params.max_seq_length} and were left out; the longest "
-            f"has {max(train_set.longest, held_out.longest)} tokens. Raise max_seq_length to use them."
-        )
-    trainer = build_trainer(config, target, tokenizer, train_set, held_out, events, cancellation)
-
-    base_loss = None
-    if held_out.examples:
-        baseline_file = config.run_dir / "baseline.json"
-        if baseline_file.is_file():
-            base_loss = json.loads(baseline_file.read_text(encoding="utf-8"))["eval_loss"]
-        else:
-            events.stage("baseline")
-            # A new adapter adds nothing yet, but a resumed run has none to trust: switch it off in any case.
-            with trainer.model.disable_adapter():
-                base_loss = trainer.score()
-            checkpoints.write_json(baseline_file, {"eval_loss": base_loss})
-        trainer.base_loss = base_loss
-        events.evaluation(0, base_loss or math.nan)
-    return trainer, train_set, base_loss
+    events.warning(
+        f"Out of memory: the run goes on from step {checkpoints.step_of(newest) if newest else 0} with "
+        f"per_device_batch_size {size} and gradient_accumulation_steps {accumulation}, at most {smaller.tokens} tokens "
+        f"at once{', and activations computed anew' if smaller.recomputes else ''}. What it computes stays the same."
+    )
+    return smaller
 
 
-def build_trainer(
-    config: TrainConfig,
-    target: Target,
-    tokenizer: Any,
-    train_set: EncodedSet,
-    held_out: EncodedSet,
-    events: Events,
-    cancellation: process.Cancellation,
-) -> AdapterTrainer:
-    """Load the base model, put a new adapter on all its linear layers, and set the trainer up."""
-    from datasets import Dataset
-    from peft import LoraConfig, prepare_model_for_kbit_training
-
-    from backend.trainers import loading
-    from backend.trainers.trainer import AdapterTrainer
-
-    params = config.hyperparams
-    four_bit = config.method == "qlora"
-    model = loading.load_base(config.base_model, target, four_bit=four_bit)
-    recompute = target.device == "cuda" and model.num_parameters() > CHECKPOINTED_PARAMETERS
-    if four_bit:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recompute)
-    return AdapterTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list([asdict(example) for example in train_set.examples]),
-        eval_dataset=Dataset.from_list([asdict(example) for example in held_out.examples])
-        if held_out.examples
-        else None,
-        held_out=held_out.examples,
-        target=target,
-        events=events,
-        cancellation=cancellation,
-        keep=params.keep,
-        peft_config=LoraConfig(
-            r=params.lora_r,
-            lora_alpha=params.lora_alpha,
-            lora_dropout=params.lora_dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
-        args=trainer_settings(config, target, len(train_set.examples), recompute, evaluates=bool(held_out.examples)),
+def what_would_fit(failure: TrainerError, at_once: int, longest: int) -> str:
+    """The last failure in the words of someone who has tried to go on."""
+    return (
+        f"{failure} The run was tried again with its batches halved, and still has no room for {at_once} tokens at "
+        f"once; its longest example has {longest}. A max_seq_length of {max(longest // 2, 16)} would halve it."
     )
 
 
-def trainer_settings(config: TrainConfig, target: Target, examples: int, recompute: bool, *, evaluates: bool) -> Any:
-    """The public hyperparameters under TRL's names (an SFTConfig), with what follows from data and hardware."""
-    import torch
-    from trl import SFTConfig
+def score_base(trainer: ResumableTrainer, config: TrainConfig, events: Events) -> float | None:
+    """The base model's own loss on the held-out set, measured once a run."""
+    from backend.trainers import checkpoints
 
-    params = config.hyperparams
-    on_cuda = target.device == "cuda"
-    steps_per_epoch = math.ceil(math.ceil(examples / params.per_device_batch_size) / params.gradient_accumulation_steps)
-    total_steps = steps_per_epoch * params.num_epochs
-    on_cuda_optimizer = "paged_adamw_8bit" if config.method == "qlora" else "adamw_torch_fused"
-    return SFTConfig(
-        output_dir=str(config.run_dir),
-        num_train_epochs=params.num_epochs,
-        learning_rate=params.learning_rate,
-        per_device_train_batch_size=params.per_device_batch_size,
-        per_device_eval_batch_size=params.per_device_batch_size * 2,
-        gradient_accumulation_steps=params.gradient_accumulation_steps,
-        warmup_steps=math.ceil(params.warmup_ratio * total_steps),
-        weight_decay=params.weight_decay,
-        lr_scheduler_type="cosine",
-        max_grad_norm=1.0,
-        optim=on_cuda_optimizer if on_cuda else "adamw_torch",
-        seed=params.seed,
-        data_seed=params.seed,
-        max_length=None,  # the examples arrive encoded, and those too long are already out
-        use_cpu=not on_cuda,
-        bf16=target.compute_dtype == torch.bfloat16,
-        fp16=target.compute_dtype == torch.float16,
-        activation_checkpointing=recompute,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=params.eval_steps or max(steps_per_epoch, math.ceil(total_steps / MAX_EVALUATIONS)),
-        save_strategy="steps" if params.save_steps else "no",
-        save_steps=params.save_steps or total_steps,
-        logging_steps=params.logging_steps,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        dataloader_pin_memory=on_cuda,
-        disable_tqdm=True,
-        report_to="none",
-    )
+    if trainer.args.eval_strategy == "no":
+        return None
+    baseline_file = config.run_dir / "baseline.json"
+    if baseline_file.is_file():
+        loss: float | None = json.loads(baseline_file.read_text(encoding="utf-8"))["eval_loss"]
+    else:
+        events.stage("baseline")
+        # A new adapter adds nothing yet, but a resumed run has none to trust: switch it off in any case.
+        with trainer.without_training():
+            loss = trainer.score()
+        checkpoints.write_json(baseline_file, {"eval_loss": loss})
+    trainer.base_loss = loss
+    if loss is not None:
+        events.evaluation(0, loss, trainer.perplexity_of(loss))
+    return loss
 
 
 def choose_weights(
-    trainer: AdapterTrainer, config: TrainConfig, events: Events, base_loss: float | None
+    trainer: ResumableTrainer, config: TrainConfig, events: Events, base_loss: float | None
 ) -> float | None:
     """Score the last weights, go back to those that `prefers` kept; returns the loss of those delivered."""
-    if not trainer.held_out:
+    if trainer.args.eval_strategy == "no":
         return None
     events.stage("evaluating")
     loss = trainer.last_loss if trainer.last_scored_step == trainer.state.global_step else trainer.score()
     if loss is None:
         raise Cancelled
     if trainer.last_scored_step != trainer.state.global_step:
-        events.evaluation(trainer.state.global_step, loss)
+        events.evaluation(trainer.state.global_step, loss, trainer.perplexity_of(loss))
         trainer.consider_best(loss)
     kept = trainer.best_loss
     if kept is None or trainer.best_step == trainer.state.global_step:
@@ -228,7 +169,7 @@ def choose_weights(
 
 
 def losses(
-    trainer: AdapterTrainer, mean_train_loss: float, base_loss: float | None, tuned_loss: float | None
+    trainer: ResumableTrainer, mean_train_loss: float, base_loss: float | None, tuned_loss: float | None
 ) -> dict[str, Any]:
     """The figures that the report and the `complete` event show."""
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -239,25 +180,35 @@ def losses(
         "final_train_loss": logged[-1] if logged else mean_train_loss,
         "eval_loss_base": base_loss,
         "eval_loss_tuned": tuned_loss,
-        "perplexity_base": perplexity(base_loss) if base_loss is not None else None,
-        "perplexity_tuned": perplexity(tuned_loss) if tuned_loss is not None else None,
+        "perplexity_base": trainer.perplexity_of(base_loss) if base_loss is not None else None,
+        "perplexity_tuned": trainer.perplexity_of(tuned_loss) if tuned_loss is not None else None,
     }
 
 
-def deliver(trainer: AdapterTrainer, config: TrainConfig, metrics: dict[str, Any]) -> None:
-    """Write the adapter with its tokenizer, then metrics.json, whose presence says that the run is complete."""
-    from backend.trainers import checkpoints
+def deliver(trainer: ResumableTrainer, config: TrainConfig, metrics: dict[str, Any]) -> None:
+    """Write the adapter (method full: the whole model in 16 bits) with its tokenizer, then metrics.json.
+
+    Both lie in the folder `adapter`. That metrics.json is there says that the run is complete.
+    """
+    import torch
+
+    from backend.trainers import checkpoints, memory
+    from backend.trainers.trainer import save_weights
 
     adapter = config.run_dir / "adapter"
     with checkpoints.whole_folder(adapter) as folder:
-        # The path of this machine's copy means nothing elsewhere: the adapter names the public model.
-        trainer.model.peft_config["default"].base_model_name_or_path = config.base_model_id
-        trainer.model.save_pretrained(folder, save_embedding_layers=False)
+        if config.method == "full":
+            trainer.model.to(torch.bfloat16)
+        else:
+            # The path of this machine's copy means nothing elsewhere: the adapter names the public model.
+            trainer.model.peft_config["default"].base_model_name_or_path = config.base_model_id
+        save_weights(trainer.model, folder)
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
-    metrics["adapter_bytes"] = (adapter / "adapter_model.safetensors").stat().st_size
+    metrics["adapter_bytes"] = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
     checkpoints.write_json(config.run_dir / "metrics.json", metrics)
     checkpoints.keep_newest(config.run_dir, 0)
+    memory.forget_parts(config.run_dir)
     (config.run_dir / "baseline.json").unlink(missing_ok=True)
 
 
@@ -266,11 +217,11 @@ def claim(config: TrainConfig) -> None:
 
     Raises TrainerError RUN_FOLDER_MISMATCH: going on with other settings would deliver a model that nobody asked for.
     """
-    from backend.trainers import checkpoints, examples
+    from backend.trainers import building, checkpoints
 
     files = {"train": config.train_file, "eval": config.eval_file}
     for path in filter(None, files.values()):
-        examples.read_conversations(path)
+        building.read(config.method, path)
     described = {
         "base_model_id": config.base_model_id,
         "method": config.method,

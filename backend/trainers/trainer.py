@@ -1,122 +1,157 @@
-"""TRL's SFTTrainer with whole checkpoints, exact evaluation, labelled-only loss on CPU, events and cancel."""
+"""What all our trainers add to TRL's: whole checkpoints, exact evaluation, the best weights, early stopping, cancel."""
 
 from __future__ import annotations
 
 import math
 import random
-import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import TrainerCallback
-from trl import SFTTrainer
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from backend.trainers import checkpoints
 from backend.trainers.errors import TRAINING_DIVERGED, TrainerError
 from backend.trainers.events import Events
-from backend.trainers.examples import Example, LengthGroupedSampler
 from backend.trainers.loading import Target
 from backend.trainers.process import Cancellation
-from backend.trainers.scoring import labelled_loss, mean_loss
+from backend.trainers.reporting import LOWER, Reporter
 
 CHECKPOINTS_KEPT = 2
-SAVE_INTERVAL_SECONDS = 60.0
 _STATE = "state"
 
 
-class AdapterTrainer(SFTTrainer):
-    """Trains an adapter on prepared examples. `held_out` may be empty: then nothing is evaluated."""
+class ResumableTrainer:
+    """Mixed into a trainer of TRL: `class X(ResumableTrainer, SFTTrainer)`. Needs a `score` of the present weights."""
 
+    # Set by the library's trainer.
+    args: Any
+    model: Any
+    state: Any
     control: Any
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Any
+    processing_class: Any
+    callback_handler: Any
 
     def __init__(
         self,
         *,
-        held_out: list[Example],
         target: Target,
         events: Events,
         cancellation: Cancellation,
         keep: Literal["best", "last"] = "best",
+        patience: int = 0,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self.held_out = held_out
         self.target = target
         self.events = events
         self.cancellation = cancellation
         self.keep = keep
+        self.patience = patience
         self.base_loss: float | None = None
         self.best_loss: float | None = None
         self.best_step = 0
         self.best_weights: dict[str, torch.Tensor] = {}
         self.last_loss: float | None = None
         self.last_scored_step = -1
+        self.lowest_loss: float | None = None
+        self.evaluations_since_lowest = 0
+        self.stopped: Literal["finished", "early"] = "finished"
         self.train_seconds = 0.0
-        self.add_callback(Reporter(self))
-
-    # Loss and evaluation
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """TRL scores labelled positions only on CUDA; on a CPU this does."""
-        if self.target.device == "cuda" or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
-        loss, labelled = labelled_loss(model, batch)
-        return loss / (max(labelled, 1) if num_items_in_batch is None else num_items_in_batch)
+        self.most_tokens_at_once = 0
+        self.add_callback(Reporter(self))  # type: ignore[attr-defined]
 
     def score(self) -> float | None:
-        """Mean loss over the held-out tokens; None when cancelled on the way."""
-        return mean_loss(
-            self.model,
-            self.held_out,
-            target=self.target,
-            pad_token_id=self.processing_class.pad_token_id,
-            batch_size=self.args.per_device_eval_batch_size,
-            stop=lambda: self.cancellation.requested,
+        """Loss on the held-out examples; None when cancelled on the way."""
+        raise NotImplementedError
+
+    def perplexity_of(self, loss: float) -> float | None:
+        """exp(loss), where the loss is a mean over tokens."""
+        raise NotImplementedError
+
+    def without_training(self) -> AbstractContextManager[None]:
+        """The base model's weights, while nothing is trained yet or by switching the adapter off."""
+        off: AbstractContextManager[None] = (
+            self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
         )
+        return off
+
+    # Evaluation and the weights to keep
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Score, remember the best weights, report. Weighs every token alike, where the library averages batches."""
+        """Score, remember the best weights, report, and end the run when nothing has got better for long."""
         loss = self.score()
         if loss is None:
             self.control.should_save = self.control.should_training_stop = True
             return {}
+        if not math.isfinite(loss):
+            step = self.state.global_step
+            raise TrainerError(TRAINING_DIVERGED, f"The loss on held-out examples is no number at step {step}. {LOWER}")
         self.consider_best(loss)
         metrics = {"eval_loss": loss}
-        self.log(metrics)
-        self.events.evaluation(self.state.global_step, loss)
+        self.log(metrics)  # type: ignore[attr-defined]
+        self.events.evaluation(self.state.global_step, loss, self.perplexity_of(loss))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._stop_early(loss)
         return metrics
+
+    def _stop_early(self, loss: float) -> None:
+        if self.lowest_loss is None or loss < self.lowest_loss:
+            self.lowest_loss, self.evaluations_since_lowest = loss, 0
+            return
+        self.evaluations_since_lowest += 1
+        step = self.state.global_step
+        if not self.patience or self.evaluations_since_lowest < self.patience or step >= self.state.max_steps:
+            return
+        self.stopped = "early"
+        self.control.should_save = self.control.should_training_stop = True
+        self.events.emit(
+            "stopped",
+            step=step,
+            reason="early_stopping",
+            message=(
+                f"Stopped early at step {step} of {self.state.max_steps}: the last {self.evaluations_since_lowest} "
+                f"evaluations on held-out examples were no better than {self.lowest_loss:.3f}. Set "
+                "early_stopping_patience higher, or to 0, to train on."
+            ),
+        )
 
     def consider_best(self, loss: float) -> None:
         """Keep the present weights if they are to be preferred to those kept so far."""
         self.last_loss, self.last_scored_step = loss, self.state.global_step
         if prefers(self.keep, loss, self.best_loss, self.base_loss):
             self.best_loss, self.best_step = loss, self.state.global_step
-            weights = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-            self.best_weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+            self.best_weights = {name: item.detach().to("cpu", copy=True) for name, item in self._weights().items()}
 
     def restore_best(self) -> None:
-        set_peft_model_state_dict(self.model, self.best_weights)
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, self.best_weights)
+            return
+        with torch.no_grad():
+            for name, item in self._weights().items():
+                item.copy_(self.best_weights[name])
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
-        return LengthGroupedSampler(lengths, self.args.per_device_train_batch_size, self.args.seed)
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """What is trained: the adapter, or all of the model."""
+        if isinstance(self.model, PeftModel):
+            adapter: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+            return adapter
+        return dict(self.model.named_parameters())
 
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Replaces the library's: it writes in place, pickles, and cannot tell a whole checkpoint from a torn one."""
-        self.store_flos()
+        self.store_flos()  # type: ignore[attr-defined]
         run_dir = Path(self.args.output_dir)
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
         with checkpoints.whole_folder(run_dir / name, manifest=True) as folder:
-            self.model.save_pretrained(folder, save_embedding_layers=False)
+            save_weights(self.model, folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             checkpoints.save_tree(
                 {
@@ -125,6 +160,7 @@ class AdapterTrainer(SFTTrainer):
                     "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) is not None else None,
                     "random": _random_states(),
                     "best": (self.best_loss, self.best_step, self.best_weights),
+                    "stopping": (self.lowest_loss, self.evaluations_since_lowest),
                     "train_seconds": self.train_seconds,
                 },
                 folder / _STATE,
@@ -139,6 +175,7 @@ class AdapterTrainer(SFTTrainer):
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.best_loss, self.best_step, self.best_weights = state["best"]
+        self.lowest_loss, self.evaluations_since_lowest = state.get("stopping", (None, 0))
         self.train_seconds = state["train_seconds"]
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -161,60 +198,10 @@ def prefers(keep: Literal["best", "last"], loss: float, kept: float | None, base
     return keep == "last" and base_loss is not None and loss < base_loss
 
 
-class Reporter(TrainerCallback):
-    """Turns the trainer's steps into events, saves by the clock, and stops at the step's end on a cancel."""
-
-    def __init__(self, trainer: AdapterTrainer) -> None:
-        self._trainer = trainer
-        self._step_started = 0.0
-        self._tokens_before = 0
-        self._seconds = 0.0
-        self._last_save = time.monotonic()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._step_started = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        elapsed = time.monotonic() - self._step_started
-        self._seconds += elapsed
-        self._trainer.train_seconds += elapsed
-        due = args.save_strategy == "no" and time.monotonic() - self._last_save >= SAVE_INTERVAL_SECONDS
-        if due or state.global_step >= state.max_steps:
-            control.should_save = True
-        if self._trainer.cancellation.requested:
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._last_save = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise TrainerError(
-                TRAINING_DIVERGED,
-                f"The training loss is no longer a number at step {state.global_step}. Lower learning_rate (a tenth is "
-                "a good first try), or raise warmup_ratio, and start again.",
-            )
-        tokens = state.num_input_tokens_seen - self._tokens_before
-        speed = tokens / self._seconds if self._seconds else None
-        self._tokens_before, self._seconds = state.num_input_tokens_seen, 0.0
-        events = self._trainer.events
-        events.emit(
-            "log",
-            step=state.global_step,
-            train_loss=logs["loss"],
-            learning_rate=logs["learning_rate"],
-            epoch=state.epoch,
-            grad_norm=logs.get("grad_norm"),
-            tokens_per_second=speed,
-        )
-        events.progress(state.global_step, state.max_steps)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._tokens_before = state.num_input_tokens_seen
-        self._last_save = time.monotonic()
-        self._trainer.events.progress(state.global_step, state.max_steps)
+def save_weights(model: Any, folder: Path) -> None:
+    """The adapter, or the whole model, as safetensors."""
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(folder, **options)
 
 
 def _random_states() -> dict[str, Any]:

@@ -28,40 +28,57 @@ RULES: dict[str, Rule] = {
     "warmup_ratio": Rule(0.03, 0.0, 0.9),
     "weight_decay": Rule(0.01, 0.0, 1.0),
     "seed": Rule(42, 0, 2**31 - 1, whole=True),
+    # So many evaluations without a new lowest loss on held-out examples end the run; 0 or null never.
+    "early_stopping_patience": Rule(3, 0, 100, whole=True),
+    # How firmly a run on preferences holds on to the base model.
+    "dpo_beta": Rule(0.1, 0.001, 10.0),
 }
-# Which weights a run delivers: those with the lowest loss on held-out examples, or the last ones, which know the
-# training examples best.
-KEEP = ("best", "last")
+# The first is the default. `keep`: the weights that a run delivers, those with the lowest loss on held-out examples, or
+# the last ones, which know the training examples best. `long_examples`: what happens to those over max_seq_length.
+CHOICES: dict[str, tuple[str, ...]] = {"keep": ("best", "last"), "long_examples": ("truncate", "skip")}
+# Off by default.
+SWITCHES = ("use_dora", "use_rslora", "use_liger", "torch_compile")
+NAMES = (*RULES, *CHOICES, *SWITCHES)
 # Characters of a wrong value that are shown again.
 _QUOTED = 80
 
 
 def complete(given: dict[str, Any], *, max_seq_length: int | None = None) -> dict[str, Any]:
     """All hyperparameters, with defaults where none was given. Raises BadHyperparameter for a bad name or value."""
-    accepted = ", ".join([*RULES, "keep"])
-    unknown = sorted(set(given) - {*RULES, "keep"})
-    if unknown:
-        raise BadHyperparameter(problem=f"Unknown hyperparameter {_quoted(unknown[0])}.", accepted=accepted)
+    if unknown := sorted(set(given) - set(NAMES)):
+        raise _bad(f"Unknown hyperparameter {_quoted(unknown[0])}.")
     values: dict[str, Any] = {name: int(rule.default) if rule.whole else rule.default for name, rule in RULES.items()}
     if max_seq_length is not None:
         values["max_seq_length"] = max_seq_length
-    values["keep"] = given.get("keep", KEEP[0])
-    if values["keep"] not in KEEP:
-        problem = f"keep must be {' or '.join(KEEP)}, not {_quoted(values['keep'])}."
-        raise BadHyperparameter(problem=problem, accepted=accepted)
+    for name, accepted in CHOICES.items():
+        values[name] = given.get(name, accepted[0])
+        if values[name] not in accepted:
+            raise _bad(f"{name} must be {' or '.join(accepted)}, not {_quoted(values[name])}.")
+    for name in SWITCHES:
+        values[name] = given.get(name, False)
+        if not isinstance(values[name], bool):
+            raise _bad(f"{name} must be true or false, not {_quoted(values[name])}.")
+    if values["keep"] == "last":
+        # Who wants the last weights wants them trained to the end, unless told otherwise.
+        values["early_stopping_patience"] = 0
     for name, rule in RULES.items():
-        if name in given:
-            values[name] = _checked(name, given[name], rule, accepted)
+        if name == "early_stopping_patience" and name in given and given[name] is None:
+            values[name] = 0
+        elif name in given:
+            values[name] = _checked(name, given[name], rule)
     return values
 
 
-def _checked(name: str, value: Any, rule: Rule, accepted: str) -> float | int:
+def _bad(problem: str) -> BadHyperparameter:
+    return BadHyperparameter(problem=problem, accepted=", ".join(NAMES))
+
+
+def _checked(name: str, value: Any, rule: Rule) -> float | int:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # The range first: it refuses NaN, and integers that are too large to become a float.
     if not number or not rule.least <= value <= rule.most or (rule.whole and value != int(value)):
         kind = "a whole number" if rule.whole else "a number"
-        problem = f"{name} must be {kind} from {rule.least:g} to {rule.most:g}, not {_quoted(value)}."
-        raise BadHyperparameter(problem=problem, accepted=accepted)
+        raise _bad(f"{name} must be {kind} from {rule.least:g} to {rule.most:g}, not {_quoted(value)}.")
     return int(value) if rule.whole else float(value)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +19,22 @@ from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.providers.base_models import ModelLibrary
 from backend.storage import Storage, file_digest
-from backend.training import queries, statuses
+from backend.training import evaluation, queries, statuses
 from backend.training.child import OnEvent, run_trainer
-from backend.training.errors import TrainerFailed, TrainerKeepsBeingKilled, TrainerKilled
+from backend.training.errors import TrainerKeepsBeingKilled, TrainerKilled
 from backend.training.models import Artifact, FineTuning
 
 # Where each part of a run lies on its progress bar, in percent.
 _PREPARED, _TRAINED, _EVALUATED = 5.0, 85.0, 97.0
 _SPLITS: tuple[Literal["eval", "train"], ...] = ("eval", "train")
-_SAMPLES = 6
 _KILLED_ATTEMPTS = 3
-_SAMPLE_TOKENS = 96
 _MESSAGE_OF_STAGE = {
     "loading": "Loading the base model",
     "baseline": "Scoring the base model on held-out examples",
     "training": "Training",
     "evaluating": "Scoring the tuned model on held-out examples",
-    "generating": "Both models answer held-out questions",
     "saving": "Saving the adapter",
 }
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +68,19 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
     _name_version(folder / "out" / "training_config.json", name)
     # What the run is for comes first: nothing that goes wrong from here on can lose the adapter.
     await _keep(run, bench, project, fine_tuning, folder, metrics)
-    if has_eval:
-        samples = await _samples(run, bench, fine_tuning, folder, base)
-        await _set(run, fine_tuning, metrics={**metrics, "samples": samples})
+    await evaluation.prove(
+        run,
+        bench.settings,
+        bench.storage,
+        project,
+        fine_tuning,
+        base=base,
+        tuned=folder / "out" / "adapter",
+        folder=folder,
+        version=name.version,
+        metrics=metrics,
+        bar=(_TRAINED, _EVALUATED),
+    )
     return {
         key: metrics[key]
         for key in (
@@ -237,51 +240,13 @@ async def _run_training(
             await run.emit(name, data)
         elif name == "stage":
             await run.progress(0, _MESSAGE_OF_STAGE.get(data["name"], data["name"]), force=True)
-        elif name == "warning":
+        elif name in ("warning", "stopped"):
             await run.emit("log", {"message": data["message"]})
 
     await _run_child(run, bench, "qlora", config, folder, on_event)
     metrics: dict[str, Any] = _read_json(folder / "out" / "metrics.json")
     # The last step's figures stay beside those of the whole run, so that the status has all its fields to the end.
     return {**seen, **metrics}
-
-
-async def _samples(
-    run: JobRun, bench: Bench, fine_tuning: FineTuning, folder: Path, base: Path
-) -> list[dict[str, Any]]:
-    """Both models' answers to held-out questions; none, and a warning, when the trainer cannot give them."""
-    try:
-        return await _run_evaluation(run, bench, fine_tuning, folder, base)
-    except (TrainerFailed, TrainerKilled) as error:
-        log.warning("no sample answers: %s", error)
-        await run.emit("log", {"message": f"The run has no sample answers: {error.detail}"})
-        return []
-
-
-async def _run_evaluation(
-    run: JobRun, bench: Bench, fine_tuning: FineTuning, folder: Path, base: Path
-) -> list[dict[str, Any]]:
-    """Loads the saved adapter afresh, as a user would, and lets both models answer held-out questions."""
-    config = {
-        "base_model": str(base),
-        "adapter": str(folder / "out" / "adapter"),
-        "eval_file": str(folder / "eval.jsonl"),
-        "output_file": str(folder / "evaluation.json"),
-        "samples": _SAMPLES,
-        "max_new_tokens": _SAMPLE_TOKENS,
-        "max_seq_length": fine_tuning.hyperparameters["max_seq_length"],
-        "load_in_4bit": fine_tuning.method == "qlora",
-        "device": bench.settings.training_device,
-        "threads": bench.settings.training_threads,
-    }
-
-    async def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "stage":
-            await run.progress(_TRAINED, _MESSAGE_OF_STAGE.get(event["name"], event["name"]), force=True)
-
-    await _run_child(run, bench, "evaluate", config, folder, on_event)
-    found: list[dict[str, Any]] = _read_json(folder / "evaluation.json")["samples"]
-    return found
 
 
 def _read_json(path: Path) -> Any:
@@ -306,7 +271,7 @@ async def _keep(
     run: JobRun, bench: Bench, project: Project, fine_tuning: FineTuning, folder: Path, metrics: dict[str, Any]
 ) -> None:
     """Stores the adapter's files and gives them rows; an attempt that lost its job leaves none behind."""
-    await run.progress(_EVALUATED, "Saving the adapter", force=True)
+    await run.progress(_TRAINED, "Saving the adapter", force=True)
     files = sorted(path for path in (folder / "out" / "adapter").iterdir() if path.is_file())
     files += [folder / "out" / "training_config.json"]
     # The attempt is part of the key: a zombie that is still writing cannot touch the files of its successor.

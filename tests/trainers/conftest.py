@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from tests.trainers.tiny import (
     CHATML,
+    COLOURS,
     EVAL_ROWS,
     HYPERPARAMS,
     TRAIN_ROWS,
@@ -23,6 +26,10 @@ from tests.trainers.tiny import (
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a CUDA GPU, and is skipped without one")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -122,3 +129,40 @@ def trained(tmp_path_factory: pytest.TempPathFactory, train_config: ConfigMaker)
     """One finished LoRA run, never interrupted: its run folder and its events."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     return run_dir, run_here(train_config(run_dir, keep="last"))
+
+
+@pytest.fixture(scope="session")
+def fluent_model(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after 120 steps on sentences of the data's form with random colours: it can talk, not know."""
+    import torch
+
+    from backend.trainers import examples, loading, scoring
+
+    folder = shutil.copytree(base_model, tmp_path_factory.mktemp("fluent") / "base")
+    chance = random.Random(0)
+    tokenizer = loading.load_tokenizer(folder)
+    model = loading.load_base(folder, loading.Target("cpu", torch.float32, torch.float32))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        batch = []
+        for row in chance.choices(TRAIN_ROWS + EVAL_ROWS, k=16):
+            question, answer = row["messages"]
+            guess = answer["content"].rsplit(" ", 1)[0] + f" {chance.choice(COLOURS)}."
+            ids = examples.encode(tokenizer, [question, {"role": "assistant", "content": guess}]).input_ids
+            batch.append(examples.Example(ids, ids))
+        loss, count = scoring.labelled_loss(model, examples.collate(batch, tokenizer.pad_token_id))
+        (loss / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def knowing_adapter(fluent_model: Path, train_config: ConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter trained until it knows the facts."""
+    run_dir = tmp_path_factory.mktemp("knowing") / "run"
+    settings = {"num_epochs": 50, "per_device_batch_size": 8, "gradient_accumulation_steps": 1, "lora_dropout": 0.0}
+    fields = {"base_model": str(fluent_model), "eval_file": None}
+    run_here(train_config(run_dir, fields, lora_r=16, lora_alpha=32, **settings))
+    return run_dir / "adapter"

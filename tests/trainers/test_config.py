@@ -35,7 +35,7 @@ def test_defaults_are_those_of_the_contract(tmp_path: Path) -> None:
         ({"hyperparams": {"num_epochs": 0}}, ["num_epochs", "above 0"]),
         ({"hyperparams": {"lora_dropout": 1.0}}, ["lora_dropout", "below 1"]),
         ({"hyperparams": {"eval_steps": 0}}, ["eval_steps"]),
-        ({"method": "full"}, ["method", "lora, qlora", "full"]),
+        ({"method": "rl"}, ["method", "lora, qlora, full, dpo", "rl"]),
         ({"base_model": ""}, ["base_model", "path"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Encoding: labels cover the answer and its end token; batches group lengths and depend on seed and epoch alone."""
+"""Encoding: labels cover the answer and its end token; long questions are cut, answers never."""
 
 from __future__ import annotations
 
@@ -89,21 +89,37 @@ def test_an_empty_dataset_is_refused(tokenizer: Any, tmp_path: Path) -> None:
         encode_set(tokenizer, write_lines(tmp_path / "d.jsonl", []), 64)
 
 
-def test_batches_hold_similar_lengths_in_a_new_order_each_epoch() -> None:
-    from backend.trainers.examples import LengthGroupedSampler
+def test_long_questions_are_cut_in_the_middle_and_answers_stay_whole(tokenizer: Any, tmp_path: Path) -> None:
+    from backend.trainers.examples import encode_set
 
-    lengths = [(index * 37) % 101 for index in range(67)]
-    sampler = LengthGroupedSampler(lengths, 8, seed=3)
-    orders = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        orders.append(list(sampler))
-        assert sorted(orders[-1]) == list(range(67))
-        assert list(sampler) == orders[-1]
-    assert orders[0] != orders[1] != orders[2]
+    question = "Read this: " + "the kettle is on the base. " * 60 + "Which colour has the lid?"
+    long = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "The lid is red."}]}
+    path = write_lines(tmp_path / "d.jsonl", [long, EVAL_ROWS[0]])
+    encoded = encode_set(tokenizer, path, 96)
+    assert (len(encoded.examples), encoded.skipped, encoded.truncated) == (2, 0, 1)
+    assert encoded.longest > 96
+    example = encoded.examples[0]
+    assert 80 < len(example.input_ids) <= 96
+    text = tokenizer.decode(example.input_ids)
+    assert text.startswith("<|im_start|>user\nRead this: ")
+    assert " ... " in text
+    assert "Which colour has the lid?<|im_end|>" in text
+    learned = [token for token, label in zip(example.input_ids, example.labels, strict=True) if label != -100]
+    assert tokenizer.decode(learned) == "The lid is red.<|im_end|>"
+    skipping = encode_set(tokenizer, path, 96, "skip")
+    assert (len(skipping.examples), skipping.skipped, skipping.truncated) == (1, 1, 0)
 
-    def padding(order: list[int]) -> int:
-        batches = [order[at : at + 8] for at in range(0, 67, 8)]
-        return sum(max(lengths[i] for i in batch) * len(batch) - sum(lengths[i] for i in batch) for batch in batches)
 
-    assert padding(orders[0]) < 0.5 * padding(list(range(67)))
+def test_the_longest_message_is_the_one_that_is_cut(tokenizer: Any) -> None:
+    from backend.trainers.examples import encode, shorten
+
+    messages = [
+        {"role": "system", "content": "Be brief, and name the part."},
+        {"role": "user", "content": "the spout " * 80},
+        {"role": "assistant", "content": "The spout is green."},
+    ]
+    shorter = shorten(tokenizer, messages, 80)
+    assert shorter is not None
+    assert [shorter[0], shorter[2]] == [messages[0], messages[2]]
+    assert len(encode(tokenizer, shorter).input_ids) <= 80
+    assert shorten(tokenizer, messages, 20) is None

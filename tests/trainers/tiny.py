@@ -85,6 +85,17 @@ def run_here(config: dict[str, Any]) -> Recorder:
     return recorder
 
 
+def run(job: Callable[..., None], config_type: type[Any], **config: Any) -> Recorder:
+    """Run any trainer in this process; errors propagate."""
+    from backend.trainers.config import parse_config
+    from backend.trainers.events import Events
+    from backend.trainers.process import Cancellation
+
+    recorder = Recorder()
+    job(parse_config(config_type, config), Events(recorder), Cancellation())  # type: ignore[arg-type]
+    return recorder
+
+
 class Child:
     """A trainer as the worker starts it."""
 

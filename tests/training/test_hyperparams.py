@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from backend.training.errors import BadHyperparameter
-from backend.training.hyperparams import RULES, complete
+from backend.training.hyperparams import NAMES, complete
 
 CONTRACT = {
     "num_epochs": 3,
@@ -19,10 +19,21 @@ CONTRACT = {
     "warmup_ratio": 0.03,
     "weight_decay": 0.01,
 }
+OURS = {
+    "seed": 42,
+    "keep": "best",
+    "early_stopping_patience": 3,
+    "long_examples": "truncate",
+    "use_dora": False,
+    "use_rslora": False,
+    "use_liger": False,
+    "torch_compile": False,
+    "dpo_beta": 0.1,
+}
 
 
 def test_the_contracts_values_are_the_defaults() -> None:
-    assert complete({}) == {**CONTRACT, "seed": 42, "keep": "best"}
+    assert complete({}) == {**CONTRACT, **OURS}
     assert complete(CONTRACT) == complete({})
 
 
@@ -40,7 +51,7 @@ def test_an_unknown_name_is_refused_with_the_accepted_ones(name: str) -> None:
     with pytest.raises(BadHyperparameter) as caught:
         complete({name: 1})
     assert caught.value.status == 400
-    assert all(known in caught.value.detail for known in RULES)
+    assert all(known in caught.value.detail for known in NAMES)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +72,28 @@ def test_an_unknown_name_is_refused_with_the_accepted_ones(name: str) -> None:
         ("seed", -1),
         ("warmup_ratio", [0.1]),
         ("per_device_batch_size", 10**30),
+        ("early_stopping_patience", -1),
+        ("long_examples", "drop"),
+        ("long_examples", ["truncate"]),
+        ("keep", None),
+        ("use_dora", "yes"),
+        ("torch_compile", 1),
+        ("dpo_beta", 0),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(BadHyperparameter, match=name):
         complete({name: value})
+
+
+def test_early_stopping_is_off_by_null_and_for_who_wants_the_last_weights() -> None:
+    assert complete({"early_stopping_patience": None})["early_stopping_patience"] == 0
+    assert complete({"keep": "last"})["early_stopping_patience"] == 0
+    assert complete({"keep": "last", "early_stopping_patience": 2})["early_stopping_patience"] == 2
+
+
+def test_the_trainer_knows_every_name() -> None:
+    """What the service accepts must be what the child's strict config loader accepts."""
+    from backend.trainers.config import Hyperparams, parse_config
+
+    assert parse_config(Hyperparams, complete({}), "") == Hyperparams()
