@@ -1,5 +1,7 @@
 """What can go wrong with training, evaluation and export."""
 
+from types import MappingProxyType
+
 from backend.kit.errors import Conflict, DomainError, NotFound
 
 
@@ -71,6 +73,25 @@ class NothingToExport(DomainError):
     template = "The project has no completed training run. Train first with POST /projects/{project_id}/train/start."
 
 
+class NoEvaluation(NotFound):
+    code = "NO_EVALUATION"
+    template = "The run has no evaluated answers: only local runs that completed with held-out examples have some."
+
+
+class NoJudge(DomainError):
+    code = "NO_JUDGE"
+    template = "No model judges answers here. Set LLM_BASE_URL and LLM_JUDGE_MODEL."
+
+
+class ExportNoSpace(DomainError):
+    status = 507
+    code = "EXPORT_NO_SPACE"
+    template = (
+        "The export needs {needed_gb:.1f} GB of disk, and {free_gb:.1f} GB are free. Choose fewer formats (gguf-q8_0 "
+        "is the smallest model), or free some space."
+    )
+
+
 class ExportNotFound(NotFound):
     code = "EXPORT_NOT_FOUND"
     template = "There is no export file '{filename}'. Make the export with POST /projects/{{project_id}}/export first."
@@ -131,6 +152,52 @@ class AnswerFailed(DomainError):
     status = 503
     code = "PLAYGROUND_FAILED"
     template = "The model could not be asked: {reason}"
+
+
+class TooManyQuestions(DomainError):
+    status = 429
+    code = "TOO_MANY_QUESTIONS"
+    template = "You have {limit} questions under way already. Wait for an answer, then ask the next one."
+    headers = MappingProxyType({"Retry-After": "2"})
+
+
+class ServingBusy(DomainError):
+    status = 503
+    code = "SERVING_BUSY"
+    template = "Too many questions are waiting for the models. Try again in some seconds."
+    headers = MappingProxyType({"Retry-After": "5"})
+
+
+class NoServingHost(DomainError):
+    status = 503
+    code = "SERVING_NOT_RUNNING"
+    template = "Nobody is there to answer with local models. Start `finetuneflow serve` on a machine that trains."
+
+
+class ServingInterrupted(DomainError):
+    status = 503
+    code = "SERVING_INTERRUPTED"
+    template = "The process that was answering ended in the middle. Ask again."
+
+
+class PromptTooLong(DomainError):
+    code = "PROMPT_TOO_LONG"
+    template = "The messages are longer than what the model takes together with its answer. Shorten them."
+
+
+class PromptRefused(DomainError):
+    """The model's chat template does not take the messages; the sentence is the trainer's own."""
+
+    code = "PROMPT_REFUSED"
+    template = "The model's chat template does not take these messages."
+
+
+class ParameterUnsupported(DomainError):
+    code = "PARAMETER_UNSUPPORTED"
+    template = "'{parameter}' is not supported {where}. Leave it out."
+
+    def __init__(self, parameter: str, where: str = "here") -> None:
+        super().__init__(parameter=parameter, where=where)
 
 
 class ProviderKeyGone(DomainError):

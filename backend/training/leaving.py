@@ -59,7 +59,7 @@ async def stream_ids(session: AsyncSession, owner: Owner) -> Sequence[UUID]:
     return (await session.scalars(owned.where(Project.user_id == owner.id))).all()
 
 
-def _at_providers() -> Select[tuple[FineTuning]]:
+def _at_providers() -> Select[FineTuning]:
     return (
         select(FineTuning)
         .join(Project, Project.id == FineTuning.project_id)

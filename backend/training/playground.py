@@ -1,7 +1,8 @@
-"""Questions to a finished fine-tuning: a provider's model is asked there, a local one by a job of a gpu worker."""
+"""The answer of a local model when no process serves any: a job of a gpu worker loads base and adapter for it alone."""
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -17,58 +18,38 @@ from backend.jobs.models import Job
 from backend.jobs.running import JobRun
 from backend.jobs.states import ENDED, JobState
 from backend.kit.broker import Broker
-from backend.kit.config import Settings
-from backend.kit.crypto import Sealer
 from backend.kit.db import Database
 from backend.projects.models import Project
-from backend.providers.llm.base import ChatMessage
-from backend.training.errors import AnswerFailed, FineTuningNotFinished, NoAnswerInTime
+from backend.training import local
+from backend.training.errors import AnswerFailed, NoAnswerInTime
 from backend.training.fine_tunings import LOCAL
-from backend.training.local import Bench, answer
+from backend.training.local import Bench
 from backend.training.models import FineTuning
-from backend.training.remote import provider_of
-from backend.training.statuses import Status
+from backend.training.questions import Ending, Part, Piece, Question
 
 ASKING = kinds.register(JobKind("playground", "gpu", max_attempts=2))
 _CHECK_SECONDS = 0.25
 
 
-def require_finished(fine_tuning: FineTuning) -> None:
-    """Raises FineTuningNotFinished."""
-    if fine_tuning.status != Status.COMPLETED:
-        raise FineTuningNotFinished(state=fine_tuning.status)
+async def answer(
+    db: Database, broker: Broker, events: EventLog, run: FineTuning, question: Question, *, seconds: float
+) -> AsyncGenerator[Part, None]:
+    """The whole answer in one piece, the likeliest one whatever the temperature.
+
+    Raises JobAlreadyRunning (a project asks one question at a time), NoAnswerInTime, AnswerFailed.
+    """
+    async with db.transaction() as session:
+        job = await enqueue(session, broker, run, question)
+    text = await wait_for_answer(db, events, job.public_id, seconds=seconds)
+    yield Piece(text)
+    yield Ending(finish_reason="stop")
 
 
-async def ask_provider(
-    db: Database,
-    settings: Settings,
-    sealer: Sealer,
-    fine_tuning: FineTuning,
-    messages: list[ChatMessage],
-    *,
-    max_tokens: int,
-    temperature: float,
-) -> str:
-    """A provider's model, asked there with its owner's key. Raises ProviderKeyGone, TuningErrors, NoAnswerInTime."""
-    model = fine_tuning.provider_state.get("result_model")
-    if not model:
-        raise FineTuningNotFinished(state=fine_tuning.status)
-    try:
-        async with (
-            asyncio.timeout(settings.playground_timeout_seconds),
-            provider_of(db, settings, sealer, fine_tuning) as provider,
-        ):
-            return await provider.answer(model, messages, max_tokens=max_tokens, temperature=temperature)
-    except TimeoutError as error:
-        raise NoAnswerInTime(seconds=settings.playground_timeout_seconds) from error
-
-
-async def enqueue(
-    session: AsyncSession, broker: Broker, fine_tuning: FineTuning, messages: list[ChatMessage], *, max_tokens: int
-) -> Job:
+async def enqueue(session: AsyncSession, broker: Broker, fine_tuning: FineTuning, question: Question) -> Job:
     """Puts a question to a local model into the gpu queue; a project asks one at a time. Raises JobAlreadyRunning."""
     assert fine_tuning.provider == LOCAL, "a provider's model is asked there"
     project = await session.get_one(Project, fine_tuning.project_id)
+    command = question.as_command()
     return await queue.enqueue(
         session,
         broker,
@@ -77,8 +58,8 @@ async def enqueue(
         project_id=project.id,
         params={
             "fine_tuning_id": fine_tuning.id,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
-            "max_new_tokens": max_tokens,
+            "messages": command["messages"],
+            "max_new_tokens": command["max_tokens"],
         },
         exclusive_key=f"playground:{project.id}",
     )
@@ -109,5 +90,5 @@ async def wait_for_answer(db: Database, events: EventLog, job_id: UUID, *, secon
 
 async def run_question(run: JobRun, bench: Bench) -> dict[str, Any]:
     """The job: base and adapter are loaded, the question is answered, and all is given back."""
-    rows = await answer(run, bench, [run.params["messages"]], ["tuned"], int(run.params["max_new_tokens"]))
+    rows = await local.answer(run, bench, [run.params["messages"]], ["tuned"], int(run.params["max_new_tokens"]))
     return {"response": rows[0]["tuned"]}

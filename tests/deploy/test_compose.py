@@ -27,11 +27,12 @@ def of_ours(services: dict[str, Any]) -> dict[str, Any]:
 
 def test_each_part_has_a_service_and_each_queue_a_worker(services: dict[str, Any]) -> None:
     parts = {"migrate", "api", "worker", "worker-llm", "worker-control", "worker-gpu", "worker-cpu", "beat"}
+    parts |= {"serving-gpu", "serving-cpu"}
     assert set(of_ours(services)) == parts
-    assert set(services) - parts == {"postgres", "redis", "ollama"}
+    assert set(services) - parts == {"postgres", "redis", "ollama", "vllm"}
     commands = [parse_command(item["command"]) for item in of_ours(services).values()]
     assert {found["queue"] for found in commands if found["command"] == "worker"} == set(QUEUES)
-    assert {found["command"] for found in commands} == {"migrate", "api", "worker", "beat"}
+    assert {found["command"] for found in commands} == {"migrate", "api", "worker", "serve", "beat"}
 
 
 def test_the_api_listens_where_its_port_is_published_and_its_health_is_asked(services: dict[str, Any]) -> None:
@@ -111,14 +112,29 @@ def test_images_are_pinned_and_ours_have_a_build_target(services: dict[str, Any]
             }
 
 
-def test_a_card_is_asked_for_by_the_gpu_profile_alone(services: dict[str, Any]) -> None:
+def test_a_card_is_asked_for_by_profiles_with_a_card_alone(services: dict[str, Any]) -> None:
     cards = {name: item["deploy"]["resources"] for name, item in services.items() if "deploy" in item}
-    assert list(cards) == ["worker-gpu"]
-    assert cards["worker-gpu"]["reservations"]["devices"] == [
-        {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]},
-    ]
+    assert set(cards) == {"worker-gpu", "serving-gpu", "vllm"}
+    for card in cards.values():
+        assert card["reservations"]["devices"] == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
     profiles = {name: item["profiles"] for name, item in services.items() if "profiles" in item}
-    assert profiles == {"worker-gpu": ["gpu"], "worker-cpu": ["cpu"], "ollama": ["ollama"]}
+    assert profiles == {
+        "worker-gpu": ["gpu"],
+        "serving-gpu": ["gpu"],
+        "worker-cpu": ["cpu"],
+        "serving-cpu": ["cpu"],
+        "ollama": ["ollama"],
+        "vllm": ["vllm"],
+    }
+
+
+def test_vllm_takes_adapters_from_where_the_api_puts_them(services: dict[str, Any]) -> None:
+    vllm, api = services["vllm"], services["api"]
+    assert "--enable-lora" in vllm["command"]
+    assert vllm["environment"] == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    assert "data:/data:ro" in vllm["volumes"]
+    assert api["environment"]["DATA_DIR"] == "/data"
+    assert "ports" not in vllm
 
 
 def test_named_volumes_are_declared_and_used(services: dict[str, Any]) -> None:

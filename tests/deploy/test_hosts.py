@@ -49,6 +49,7 @@ def test_the_target_wants_every_part() -> None:
     assert wanted == {
         "finetuneflow-api.service",
         "finetuneflow-beat.service",
+        "finetuneflow-serve.service",
         *(f"finetuneflow-worker@{queue}.service" for queue in QUEUES),
     }
 

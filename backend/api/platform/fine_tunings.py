@@ -2,26 +2,32 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, StringConstraints, field_validator
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.api import sse
+from backend.api import answering, sse
+from backend.api.answering import Clock
 from backend.api.auth import ClaimsDep, OwnerDep, authenticate
 from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
 from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
+from backend.api.language import ReaderLanguage, told
+from backend.api.platform.answer_stream import ANSWER_HEADERS, AnswerOut, PromptIn, answer_stream, timing_headers
 from backend.api.platform.deps import LARGEST_ID, OwnedFineTuning, RowId, RowIdQuery, WindowDep, count_all
 from backend.api.services import Services, ServicesDep
 from backend.api.session import SessionDep
+from backend.jobs import queries as job_queries
 from backend.jobs.models import Job
-from backend.providers.llm.base import ChatMessage
-from backend.training import fine_tunings, playground, queries, statuses
-from backend.training.errors import FineTuningEnded, FineTuningNotFound, FineTuningStillEnding
+from backend.kit.language import Language
+from backend.training import answers, fine_tunings, playground, queries, statuses
+from backend.training.errors import FineTuningEnded, FineTuningNotFound, FineTuningStillEnding, NoServingHost
 from backend.training.fine_tunings import LOCAL, Wanted
 from backend.training.models import FineTuning
 from backend.training.statuses import Status
@@ -79,18 +85,6 @@ class CancelIn(BaseModel):
     reason: Annotated[str, StringConstraints(strip_whitespace=True, max_length=1000)] | None = None
 
 
-class PromptIn(BaseModel):
-    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000)]
-    system_prompt: Annotated[str, StringConstraints(max_length=8000)] | None = None
-    max_tokens: int = Field(default=256, ge=1, le=2048)
-    # Of a provider's model; a local one always gives its likeliest answer.
-    temperature: float = Field(default=0.0, ge=0, le=2)
-
-
-class AnswerOut(BaseModel):
-    response: str
-
-
 class MetricsOut(BaseModel):
     """Null until there are some, and where the provider tells none."""
 
@@ -140,13 +134,14 @@ async def list_fine_tunings(
     session: SessionDep,
     window: WindowDep,
     response: Response,
+    reader: ReaderLanguage,
     dataset_id: RowIdQuery = None,
     project_id: RowIdQuery = None,
 ) -> list[FineTuningOut]:
     """The newest first."""
     page = await queries.page_by_number(session, owner, window, dataset_id=dataset_id, project_id=project_id)
     count_all(response, page.total)
-    return [fine_tuning_out(run) for run in page.items]
+    return await _shown(session, page.items, reader)
 
 
 @router.post("", status_code=201, responses=error_responses(400, 401, 403, 404, 409))
@@ -162,8 +157,9 @@ async def create_fine_tuning(
 
 
 @router.get("/{fine_tuning_id}", responses=error_responses(401, 404))
-async def get_fine_tuning(fine_tuning: OwnedFineTuning) -> FineTuningOut:
-    return fine_tuning_out(fine_tuning)
+async def get_fine_tuning(fine_tuning: OwnedFineTuning, session: SessionDep, reader: ReaderLanguage) -> FineTuningOut:
+    [shown] = await _shown(session, [fine_tuning], reader)
+    return shown
 
 
 @router.put("/{fine_tuning_id}", responses=error_responses(401, 404))
@@ -234,36 +230,60 @@ async def delete_fine_tuning(fine_tuning_id: RowId, claims: ClaimsDep, services:
         await asyncio.sleep(_CHECK_SECONDS)
 
 
-@waiting.post("/{fine_tuning_id}/test", responses=error_responses(400, 401, 404, 409, 502, 503))
+@waiting.post(
+    "/{fine_tuning_id}/test",
+    response_model=AnswerOut,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "headers": ANSWER_HEADERS},
+        **error_responses(400, 401, 404, 409, 429, 502, 503),
+    },
+)
 async def question_fine_tuning(
-    fine_tuning_id: RowId, body: PromptIn, claims: ClaimsDep, services: ServicesDep
-) -> AnswerOut:
-    """Asks the finished model. No transaction is open while it thinks."""
-    messages = [ChatMessage("user", body.prompt)]
-    if body.system_prompt:
-        messages.insert(0, ChatMessage("system", body.system_prompt))
+    fine_tuning_id: RowId,
+    body: PromptIn,
+    request: Request,
+    response: Response,
+    claims: ClaimsDep,
+    services: ServicesDep,
+) -> AnswerOut | StreamingResponse:
+    """Asks the finished model, and answers piece by piece when `stream` is true or text/event-stream is accepted.
+
+    No transaction is open while it thinks.
+    """
+    clock = Clock()
     async with services.db.transaction() as session:
         owner = await authenticate(services, session, claims)
         run = await queries.get_by_number(session, owner, fine_tuning_id)
-        playground.require_finished(run)
-        job = None
-        if run.provider == LOCAL:
-            job = await playground.enqueue(session, services.broker, run, messages, max_tokens=body.max_tokens)
-    if job is not None:
-        seconds = services.settings.playground_timeout_seconds
-        return AnswerOut(
-            response=await playground.wait_for_answer(services.db, services.events, job.public_id, seconds=seconds)
+        answers.require_finished(run)
+    question = body.question()
+    seconds = services.settings.playground_timeout_seconds
+    streamed = body.stream or "text/event-stream" in request.headers.get("accept", "").lower()
+    try:
+        parts = await answering.opened(
+            services, request, run, question, user_id=owner.id, seconds=seconds, piecewise=streamed
         )
-    answer = await playground.ask_provider(
-        services.db,
-        services.settings,
-        services.sealer,
-        run,
-        messages,
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-    )
-    return AnswerOut(response=answer)
+    except NoServingHost:
+        # A worker of the queue gpu can still load the model for this one question.
+        job = playground.answer(services.db, services.broker, services.events, run, question, seconds=seconds)
+        parts = await answering.begun(job)
+    if streamed:
+        return answer_stream(parts, clock)
+    text, ending = await answering.collected(parts, clock)
+    response.headers.update(timing_headers(clock, ending))
+    return AnswerOut(response=text.strip())
+
+
+async def _shown(session: AsyncSession, runs: Sequence[FineTuning], reader: Language) -> list[FineTuningOut]:
+    """With the errors of our own jobs in the reader's language; a provider's words stay as they are."""
+    found = [fine_tuning_out(run) for run in runs]
+    failed = {run.job_id for run in runs if run.error_message is not None and run.job_id is not None}
+    if reader != "en" and failed:
+        jobs = {job.id: job for job in await job_queries.list_by_id(session, failed)}
+        for run, out in zip(runs, found, strict=True):
+            job = jobs.get(run.job_id or 0)
+            if job is not None and job.error_message == run.error_message:
+                out.error_message = told(reader, job.error_code, job.error_message, job.error_context)
+    return found
 
 
 def fine_tuning_out(run: FineTuning) -> FineTuningOut:
