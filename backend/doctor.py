@@ -26,6 +26,8 @@ from backend.embedded.stack import StackOptions
 from backend.kit.config import Settings
 from backend.providers import bundled
 from backend.providers.errors import BundledModelMissing
+from backend.providers.llm.choice import parted
+from backend.providers.speech.models import ENGINES, FASTER_WHISPER, folder_on_disk, is_installed
 from backend.users.tokens import MINIMUM_KEY_BYTES
 
 State = Literal["ok", "warning", "missing"]
@@ -59,6 +61,7 @@ def examine(console: Console | None = None) -> int:
     sections = [
         ("Machine", [*machine(data_dir), gpu()]),
         ("Training", training_packages()),
+        ("Speech", [speech(environment, data_dir)]),
         ("Embedded servers", embedded_servers(environment)),
         ("Data folder", [*data_folder(data_dir), *leftovers(place.FALLBACKS)]),
         ("Settings", settings(environment)),
@@ -139,6 +142,22 @@ def training_packages(names: Sequence[str] = TRAINING_PACKAGES) -> list[Finding]
     return [Finding("packages", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))]
 
 
+def speech(environment: Mapping[str, str], data_dir: Path) -> Finding:
+    """Nothing but recordings and videos without captions needs it, so that its lack is never fatal."""
+    engine = ENGINES.get(environment.get("TRANSCRIPTION_ENGINE") or FASTER_WHISPER.name)
+    if engine is None:
+        return Finding("engine", "warning", "unknown", f"Set TRANSCRIPTION_ENGINE to one of {', '.join(ENGINES)}")
+    if not is_installed(engine):
+        advice = f"Recordings cannot be written down: install it with pip install 'finetuneflow[{engine.extra}]'"
+        return Finding("engine", "warning", f"{engine.name} is not installed", advice)
+    found = f"{engine.name} {_version(engine.name) or ''}".strip()
+    model = environment.get("WHISPER_MODEL") or str(Settings.model_fields["whisper_model"].default)
+    models_dir = Path(environment.get("MODELS_DIR") or data_dir / "models").expanduser()
+    if folder_on_disk(engine, model, models_dir) is not None:
+        return Finding("engine", "ok", f"{found}, model {model}")
+    return Finding("engine", "ok", f"{found}; the model {model} is fetched at first use unless it was before")
+
+
 def embedded_servers(environment: Mapping[str, str]) -> list[Finding]:
     """Those that are replaced by a setting are not looked for."""
     findings = []
@@ -150,11 +169,14 @@ def embedded_servers(environment: Mapping[str, str]) -> list[Finding]:
         findings.append(Finding("Valkey", "ok", "yours, by REDIS_URL"))
     else:
         findings.append(_program("Valkey", valkey.binary))
+    provider = parted(environment.get("LLM_MODEL") or "")[0]
     if environment.get("LLM_BASE_URL"):
         findings.append(Finding("language model", "ok", f"yours, by LLM_BASE_URL ({environment['LLM_BASE_URL']})"))
+    elif provider:
+        findings.append(Finding("language model", "ok", f"that of {provider}, by LLM_MODEL"))
     else:
         findings.append(_llm_server())
-    findings.append(bundled_model(needed=not environment.get("LLM_BASE_URL")))
+    findings.append(bundled_model(needed=not environment.get("LLM_BASE_URL") and not provider))
     return findings
 
 
@@ -224,7 +246,7 @@ def settings(environment: Mapping[str, str]) -> list[Finding]:
         problems.append(Finding("AUTH_MODE", "warning", f"local, yet open to {', '.join(public)}", advice))
     if found.llm_base_url and not found.llm_model:
         problems.append(Finding("LLM_MODEL", "warning", "not set beside LLM_BASE_URL", "Name the model of that server"))
-    if found.llm_model and not found.llm_base_url:
+    if found.llm_model and not found.llm_base_url and not parted(found.llm_model)[0]:
         advice = "Set LLM_BASE_URL to the server that has it; the embedded one serves only its own model"
         problems.append(Finding("LLM_BASE_URL", "warning", f"not set beside LLM_MODEL={found.llm_model}", advice))
     given = sorted(name for name, value in environment.items() if value and name.lower() in Settings.model_fields)

@@ -1,5 +1,6 @@
 """The API application: `uvicorn backend.main:app`."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,11 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 import backend.models  # noqa: F401  (every mapped class must be known before the first query)
 from backend import __version__
-from backend.api import errors, platform, studio
+from backend.api import errors, openai, platform, studio
 from backend.api.auth import VerifiedTokens
 from backend.api.bodies import PlainBodies
 from backend.api.idempotency import REPLAYED
 from backend.api.middleware import LocalGuard, RequestId
+from backend.api.openai.errors import OpenAIErrors
 from backend.api.rate_limit import HEADERS as RATE_LIMIT_HEADERS
 from backend.api.rate_limit import RateLimits, RequestCounter, rate_limit_docs
 from backend.api.services import Services
@@ -30,6 +32,7 @@ from backend.kit.log import configure_logging
 from backend.kit.mail import Mailer
 from backend.providers.base_models import ModelLibrary
 from backend.providers.huggingface import HubClient
+from backend.providers.stripe import Stripe, load_sdk
 from backend.storage import open_storage
 from backend.users.personal_tokens import TokenUses
 from backend.users.recovery import Post
@@ -38,7 +41,11 @@ from backend.users.tokens import TokenSigner
 
 DESCRIPTION = """Turns documents into a training set, fine-tunes a language model on it, and proves that it got better.
 
-The **studio** face lies at `/` (UUIDs), the **platform** face at `/api` (integers); they show the same things."""
+The **studio** face lies at `/` (UUIDs), the **platform** face at `/api` (integers); they show the same things.
+Fine-tuned models answer at `/v1` as well, to clients that speak OpenAI's API."""
+
+
+_FACES = {"api": "platform", "v1": "openai"}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,6 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     app.include_router(studio.router)
     app.include_router(platform.router, prefix="/api", responses=rate_limit_docs())
+    app.include_router(platform.signed_router, prefix="/api")
+    app.include_router(openai.router, prefix="/v1")
     # The last one added is the outermost.
     app.add_middleware(PlainBodies)
     if settings.rate_limits:
@@ -69,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     if settings.auth_mode == "local":
         app.add_middleware(LocalGuard, hosts=settings.allowed_hosts, origins=settings.cors_origins)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestId)
     return app
 
@@ -94,7 +104,11 @@ async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         background=background,
         token_uses=TokenUses(db, background),
         post=Post(Mailer(settings), background, settings.frontend_url),
+        stripe=Stripe(settings),
     )
+    if settings.stripe_secret_key.get_secret_value() or settings.stripe_webhook_secrets:
+        # Now, and not while the first event waits for its answer.
+        await asyncio.to_thread(load_sdk)
     if settings.auth_mode == "local":
         async with services.db.transaction() as session:
             services.local_owner = await seed_local_owner(session)
@@ -109,6 +123,7 @@ async def _lifespan(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
         await background.close()
         await app.state.request_counter.close()
         await services.hub.close()
+        await services.stripe.close()
         services.broker.close()
         await redis.aclose()
         await services.db.close()
@@ -123,7 +138,7 @@ def _library(settings: Settings) -> ModelLibrary:
 
 def _operation_id(route: APIRoute) -> str:
     face = route.path.lstrip("/").split("/")[0]
-    return f"{'platform' if face == 'api' else 'studio'}_{route.name}"
+    return f"{_FACES.get(face, 'studio')}_{route.name}"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,19 +1,27 @@
-"""Makes what a job needs from the settings: the writing model, the tokenizer that counts, the base models."""
+"""Makes what a job needs from the settings: the writing model, the tokenizer that counts, the base models, speech."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from backend.contents.token_counting import ApproximateTokenCounter, HuggingFaceTokenCounter, TokenCounter
+from backend.contents.transcription.jobs import Needs, VideoNeeds
+from backend.contents.transcription.recognition import Recognition
 from backend.datasets.asking import Writer
 from backend.datasets.errors import NoModelForGeneration
 from backend.datasets.strategies.choice import strategy_for
 from backend.datasets.strategies.judge import DEFAULT_THRESHOLD
 from backend.jobs.running import JobRun
+from backend.kit.crypto import Sealer
 from backend.projects import queries as project_queries
 from backend.providers.base_models import ModelLibrary
 from backend.providers.huggingface import HubClient
-from backend.providers.llm.openai_compatible import OpenAICompatibleModel
+from backend.providers.llm.asking import RetryingModel
+from backend.providers.llm.base import ChatModel
+from backend.providers.llm.choice import ModelChoice, choose, choose_judge, open_model
+from backend.providers.speech.models import ENGINES
+from backend.training.errors import NoJudge
 from backend.training.local import Bench
+from backend.users import provider_keys
 from celery_app.runtime import Runtime
 
 
@@ -29,6 +37,29 @@ def bench(current: Runtime) -> Bench:
     return Bench(settings=current.settings, storage=current.storage, library=library(current))
 
 
+def transcription(current: Runtime) -> Needs:
+    """What brings recordings and videos to text."""
+    settings = current.settings
+    recognition = Recognition(
+        engine=ENGINES[settings.transcription_engine],
+        model=settings.whisper_model,
+        models_dir=settings.models_path,
+        library=library(current),
+        device=settings.transcription_device,
+        threads=settings.transcription_threads,
+    )
+    videos = VideoNeeds(
+        settings.youtube_languages, settings.youtube_max_minutes, settings.youtube_proxy_url.get_secret_value()
+    )
+    return Needs(
+        recognition=recognition,
+        videos=videos,
+        folder=settings.data_dir / "transcription",
+        max_minutes=settings.transcription_max_minutes,
+        max_project_mb=settings.upload_max_project_mb,
+    )
+
+
 async def token_counter(run: JobRun, current: Runtime) -> TokenCounter:
     """The tokenizer of the project's base model, or an estimate while none is chosen or it cannot be had."""
     async with run.reading() as session:
@@ -39,25 +70,28 @@ async def token_counter(run: JobRun, current: Runtime) -> TokenCounter:
 
 @asynccontextmanager
 async def writer(run: JobRun, current: Runtime) -> AsyncIterator[Writer]:
-    """The configured language model with the strategy that fits its strength; `model` of the job overrides its name.
+    """The language model of the job with the strategy that fits its strength, and its judge when it wants one.
 
-    A job that wants a judge gets LLM_JUDGE_MODEL of the same server, or the writing model itself.
+    The job names both, or none for those of the settings. What is asked with the user's own key gets the key as it is
+    now. Raises NoModelForGeneration, NoProviderKey.
     """
     settings = current.settings
-    name = run.params.get("model") or settings.llm_model
-    if not settings.llm_base_url or not name:
+    choice = choose(settings, run.params.get("model"))
+    if choice is None:
         raise NoModelForGeneration()
     async with AsyncExitStack() as models:
-        model = await models.enter_async_context(_language_model(current, name))
+        model = await models.enter_async_context(await _language_model(run, current, choice))
         judge = None
         if run.params.get("judge"):
-            judge_name = settings.llm_judge_model or name
-            judge = model if judge_name == name else _language_model(current, judge_name)
-            if judge is not model:
-                await models.enter_async_context(judge)
+            judging = choose_judge(settings, choice, run.params.get("judge_model"))
+            if judging is None:
+                raise NoModelForGeneration()
+            judge = model
+            if judging != choice:
+                judge = await models.enter_async_context(await _language_model(run, current, judging))
         yield Writer(
             model=model,
-            strategy=strategy_for(name, settings.llm_strategy),
+            strategy=strategy_for(choice.model, settings.llm_strategy),
             counter=await token_counter(run, current),
             max_concurrency=settings.llm_max_concurrency,
             judge=judge,
@@ -65,13 +99,23 @@ async def writer(run: JobRun, current: Runtime) -> AsyncIterator[Writer]:
         )
 
 
-def _language_model(current: Runtime, name: str) -> OpenAICompatibleModel:
+@asynccontextmanager
+async def answer_judge(run: JobRun, current: Runtime) -> AsyncIterator[ChatModel]:
+    """LLM_JUDGE_MODEL, which compares answers. Raises NoJudge."""
+    name = current.settings.llm_judge_model
+    choice = choose(current.settings, name) if name else None
+    if choice is None:
+        raise NoJudge()
+    async with await _language_model(run, current, choice) as model:
+        yield model
+
+
+async def _language_model(run: JobRun, current: Runtime, choice: ModelChoice) -> RetryingModel:
     settings = current.settings
-    return OpenAICompatibleModel(
-        base_url=settings.llm_base_url,
-        model=name,
-        api_key=settings.llm_api_key.get_secret_value() or None,
-        timeout_seconds=settings.llm_timeout_seconds,
-        max_concurrency=settings.llm_max_concurrency,
-        max_attempts=settings.llm_max_attempts,
-    )
+    if not choice.own_key:
+        return open_model(settings, choice)
+    sealer = Sealer(settings.sealing_keys)
+    async with run.reading() as session:
+        return open_model(
+            settings, choice, await provider_keys.reveal(session, sealer, run.claim.user_id, choice.provider)
+        )

@@ -83,6 +83,8 @@ def settings(
         "RATE_LIMITS": "false",
         # Room for every test; what plans limit is tested with the small one.
         "PLANS": '{"Free": {}, "Small": {"max_projects": 2, "max_fine_tunings": 1}}',
+        # Room for every test; what characters cost is tested with settings of its own.
+        "FREE_CHARACTERS": "100000000",
         "LLM_BASE_URL": llm_server.url,
         "LLM_MODEL": "imitation-70b",
         "LLM_MAX_ATTEMPTS": "2",

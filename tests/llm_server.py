@@ -53,6 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
         properties = body["response_format"]["json_schema"]["schema"]["properties"]
+        if "better" in properties:
+            return {"better": "A"}  # a judge who only looks at the place
         if "examples" in properties:
             prompt = body["messages"][-1]["content"]
             made = _free(prompt, properties["examples"]["maxItems"], self.llm.mode == "nul")

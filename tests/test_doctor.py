@@ -89,12 +89,21 @@ def test_an_open_door_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "app.example.com" in found["AUTH_MODE"].found
 
 
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(("model", "state"), [("qwen3:8b", "warning"), ("anthropic/claude", "ok")])
+def test_a_model_without_a_server_is_a_providers(monkeypatch: pytest.MonkeyPatch, model: str, state: str) -> None:
+    monkeypatch.setenv("LLM_MODEL", model)
+    assert [one.state for one in doctor.settings(os.environ)] == [state]
+
+
 def test_servers_of_ones_own_are_not_looked_for() -> None:
     given = {"DATABASE_URL": "postgresql+asyncpg://x/y", "REDIS_URL": "redis://x", "LLM_BASE_URL": "http://x/v1"}
     found = {one.about: one.found for one in doctor.embedded_servers(given)}
     assert found["PostgreSQL"].startswith("yours")
     assert found["Valkey"].startswith("yours")
     assert found["language model"].startswith("yours")
+    hosted = doctor.embedded_servers({**given, "LLM_BASE_URL": "", "LLM_MODEL": "mistral/small"})
+    assert [one.found for one in hosted if one.about == "language model"] == ["that of mistral, by LLM_MODEL"]
 
 
 def test_packages_that_are_not_installed_are_missing() -> None:
@@ -139,3 +148,15 @@ def test_a_database_whose_data_folder_is_gone_is_a_leftover(tmp_path: Path) -> N
     (finding,) = doctor.leftovers([tmp_path / "base"])
     assert finding.state == "warning"
     assert str(cluster) in finding.found
+
+
+def test_speech_is_looked_for_and_its_lack_is_never_fatal(tmp_path: Path) -> None:
+    found = doctor.speech({}, tmp_path)
+    assert (found.state, "faster-whisper 1." in found.found, "at first use" in found.found) == ("ok", True, True)
+    model = tmp_path / "models" / "mine"
+    model.mkdir(parents=True)
+    (model / "model.bin").touch()
+    (model / "config.json").touch()
+    assert doctor.speech({"WHISPER_MODEL": "mine"}, tmp_path).found.endswith("model mine")
+    assert doctor.speech({"WHISPER_MODEL": str(model)}, tmp_path / "other").found.endswith(f"model {model}")
+    assert doctor.speech({"TRANSCRIPTION_ENGINE": "parrot"}, tmp_path).state == "warning"

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from backend.kit import language, messages
@@ -172,12 +173,15 @@ def _install_refusals(app: FastAPI) -> None:
         return render(422, detail, "VALIDATION_ERROR", {"errors": problems}, values=values)
 
     @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
+    async def http_error(request: Request, error: HTTPException) -> Response:
         status = error.status_code
         detail = str(error.detail)
         if detail == HTTPStatus(status).phrase:
             detail = _SENTENCES.get(status, detail)
-        return render(status, detail, _CODES.get(status, "ERROR"), headers=error.headers)
+        headers = dict(error.headers or {})
+        if status == 405 and (methods := _methods_at(app, request.url.path)):
+            headers["Allow"] = ", ".join(methods)
+        return render(status, detail, _CODES.get(status, "ERROR"), headers=headers)
 
     @app.exception_handler(StaleDataError)
     @app.exception_handler(ObjectDeletedError)
@@ -188,6 +192,15 @@ def _install_refusals(app: FastAPI) -> None:
     async def client_left(_: Request, error: ClientDisconnect) -> Response:
         # Nobody reads this answer; it only keeps an upload that was broken off from looking like an error of ours.
         return render(400, "The body ends before it is complete. Send it again.", "BODY_INCOMPLETE")
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """Those of all routes at an address; the framework itself names those of the first one alone."""
+    found: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if compile_path(template)[0].match(path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
 
 
 def _install_outages(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from backend.kit.crypto import Sealer
 from backend.kit.db import Database
 from backend.kit.owner import Owner
 from backend.providers.base_models import ModelLibrary
+from backend.providers.stripe import Stripe
 from backend.storage import Storage
 from backend.users.personal_tokens import TokenUses
 from backend.users.recovery import Post
@@ -40,6 +41,7 @@ class Services:
     background: Background
     token_uses: TokenUses
     post: Post
+    stripe: Stripe
     local_owner: Owner | None = None
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.contents.errors import ContentNotFound, UnknownContent
@@ -97,16 +97,6 @@ async def chunked_characters(
     statement = select(func.sum(Content.character_count)).where(Content.project_id == project_id, has_chunks)
     if content_ids is not None:
         statement = statement.where(is_one_of(Content.id, content_ids))
-    return int(await session.scalar(statement) or 0)
-
-
-async def chunk_characters(
-    session: AsyncSession, project_id: int, *, after: int = 0, chunk_ids: "Select[int] | None" = None
-) -> int:
-    """Characters of the project's chunks with an id above `after`, or of those chosen."""
-    statement = select(func.sum(func.length(Chunk.text))).where(Chunk.project_id == project_id, Chunk.id > after)
-    if chunk_ids is not None:
-        statement = statement.where(Chunk.id.in_(chunk_ids))
     return int(await session.scalar(statement) or 0)
 
 

@@ -1,6 +1,7 @@
 """The product's services as data: what runs besides the servers, with which command, in which order."""
 
 import http.client
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from backend.embedded.child import Child, StopSteps
 
 # Celery: SIGTERM lets running tasks end, SIGQUIT cancels them. Jobs that are cut off are taken up again by their lease.
 WORKER_STOP: StopSteps = ((signal.SIGTERM, 4.0), (signal.SIGQUIT, 2.0))
+SERVING_STOP: StopSteps = ((signal.SIGTERM, 6.0),)
 API_STOP: StopSteps = ((signal.SIGTERM, 4.0),)
 QUEUES = {"default": 2, "llm": 2, "gpu": 1}
 
@@ -44,11 +46,16 @@ class Service:
 def product_services(
     data_dir: Path, host: str, port: int, llm_port: int | None, queues: Mapping[str, int] = QUEUES
 ) -> list[Service]:
-    """The API, the embedded LLM unless `llm_port` is None, a worker per queue (name: processes), control, beat."""
+    """The API, the embedded LLM unless `llm_port` is None, a worker per queue (name: processes), control, beat.
+
+    And serving, where torch is.
+    """
     services = [api(host, port)]
     if llm_port is not None:
         services.append(llm(llm_port))
     services += [worker(name, concurrency) for name, concurrency in queues.items()]
+    if importlib.util.find_spec("torch") is not None:
+        services.append(serving())
     # What beat schedules has a queue and a process of its own: no long task delays it.
     return [*services, worker("control", None), beat(data_dir)]
 
@@ -69,6 +76,11 @@ def llm(port: int) -> Service:
         (sys.executable, "-m", "backend.embedded.llm", "--port", str(port)),
         health_url=f"http://127.0.0.1:{port}/health",
     )
+
+
+def serving() -> Service:
+    """Answers with local models. A question that comes while it is away is answered by a worker of the queue gpu."""
+    return Service("serving", (sys.executable, "-m", "backend.cli", "serve"), stop_steps=SERVING_STOP)
 
 
 def worker(queue: str, concurrency: int | None) -> Service:

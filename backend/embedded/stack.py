@@ -20,6 +20,7 @@ from backend.embedded.processes import Identity, ProcessRecord
 from backend.embedded.services import Service, ServiceProcess
 from backend.embedded.supervisor import Supervisor
 from backend.embedded.valkey import Valkey
+from backend.providers.llm.choice import parted
 
 STACK_MARK = "FINETUNEFLOW_STACK"
 EMBEDDED_LLM_MODEL = "SmolLM2-135M-Instruct"
@@ -237,7 +238,8 @@ class EmbeddedStack:
             self.port = processes.free_port(host)
         elif error := processes.listen_error(host, self.port):
             raise AddressUnusable(host, self.port, error)
-        if not self.options.llm_base_url:
+        # A provider's model needs no server of ours.
+        if not self.options.llm_base_url and not parted(self.options.llm_model or "")[0]:
             self.llm_port = processes.free_port()
 
     def _start_servers(self) -> None:

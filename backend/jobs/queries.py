@@ -1,6 +1,6 @@
 """Owner-scoped SELECTs over jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from sqlalchemy import Row, select
@@ -17,6 +17,11 @@ async def get_job(session: AsyncSession, owner: Owner, public_id: UUID) -> Job:
     if job is None:
         raise JobNotFound()
     return job
+
+
+async def list_by_id(session: AsyncSession, ids: Collection[int]) -> Sequence[Job]:
+    """Those of rows that the caller was already found to own."""
+    return (await session.scalars(select(Job).where(Job.id.in_(ids)))).all() if ids else []
 
 
 async def list_jobs(

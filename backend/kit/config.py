@@ -1,5 +1,6 @@
 """All settings of the service, read once from the environment (and from a .env file when there is one)."""
 
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,12 @@ FREE_PLAN = "Free"
 
 
 class PlanTerms(TypedDict, total=False):
-    """What a plan allows at once (null or absent: no limit), and Stripe's price of it."""
+    """What a plan allows at once (null or absent: no limit), its share of the GPUs, and Stripe's price of it."""
 
     max_projects: int | None
     max_fine_tunings: int | None
+    max_running_trainings: int | None
+    weight: int
     price_id: str | None
 
 
@@ -80,6 +83,16 @@ class Settings(BaseSettings):
     web_timeout_seconds: float = Field(default=20.0, gt=0)
     web_test_hosts: list[str] = []
 
+    # Videos and speech
+    youtube_languages: list[str] = ["fr", "en"]
+    youtube_max_minutes: int = Field(default=240, ge=1, le=1440)
+    youtube_proxy_url: SecretStr = SecretStr("")
+    transcription_engine: Literal["faster-whisper", "openai-whisper"] = "faster-whisper"
+    whisper_model: str = "base"
+    transcription_device: Literal["cpu", "cuda"] = "cpu"
+    transcription_threads: int = Field(default=0, ge=0)
+    transcription_max_minutes: int = Field(default=240, ge=1, le=1440)
+
     # The language model that writes datasets: any OpenAI-compatible endpoint
     llm_base_url: str = ""
     llm_api_key: SecretStr = SecretStr("")
@@ -110,6 +123,19 @@ class Settings(BaseSettings):
     training_device: Literal["auto", "cpu", "cuda"] = "auto"
     training_threads: int = Field(default=0, ge=0)
     training_cancel_grace_seconds: float = Field(default=10.0, gt=0)
+    evaluation_examples: int = Field(default=50, ge=0, le=50)
+    evaluation_max_seconds: float = Field(default=600.0, gt=0)
+
+    # Answers of local models
+    serving_memory_mb: int = Field(default=0, ge=0)
+    serving_cache_mb: int = Field(default=4096, ge=1)
+    serving_idle_seconds: float = Field(default=300.0, gt=0)
+    serving_concurrency: int = Field(default=8, ge=1, le=256)
+    serving_queue_per_user: int = Field(default=4, ge=1)
+    serving_queue: int = Field(default=64, ge=1)
+    serving_timeout_seconds: float = Field(default=120.0, gt=0, le=300)
+    serving_price_per_1k_characters: Decimal = Field(default=Decimal(0), ge=0)
+    vllm_base_url: str = ""
 
     # Jobs (seconds)
     job_lease_seconds: float = Field(default=15.0, gt=0)
@@ -119,6 +145,14 @@ class Settings(BaseSettings):
 
     # Billing
     free_characters: int = Field(default=10_000, ge=0)
+    price_per_character: Decimal = Field(default=Decimal("0.000365"), gt=0, max_digits=20, decimal_places=12)
+    checkout_minimum_cents: int = Field(default=60, ge=1)
+    complimentary_characters_per_month: int = Field(default=20_000, ge=0)
+    currency: str = Field(default="eur", pattern="^[a-z]{3}$")
+    stripe_secret_key: SecretStr = SecretStr("")
+    # Of the webhook endpoint; several while one is being replaced.
+    stripe_webhook_secrets: list[SecretStr] = []
+    stripe_api_base: str = "https://api.stripe.com"
     plans: dict[str, PlanTerms] = {
         FREE_PLAN: {"max_projects": 3, "max_fine_tunings": 2},
         "Pro": {"max_projects": 10, "max_fine_tunings": 5},
@@ -129,6 +163,8 @@ class Settings(BaseSettings):
     def _has_free_plan(cls, plans: dict[str, PlanTerms]) -> dict[str, PlanTerms]:
         if FREE_PLAN not in plans:
             raise ValueError(f"PLANS must have a plan named {FREE_PLAN}: it is everybody's who pays for none")
+        if any(terms.get("weight", 1) < 1 for terms in plans.values()):
+            raise ValueError("PLANS: weight is a plan's share of the GPUs, 1 or more")
         return plans
 
     @model_validator(mode="after")
@@ -147,6 +183,8 @@ class Settings(BaseSettings):
 
     def provider_url(self, provider: str) -> str:
         """Where a provider's API lies; empty for one that is not reached by a URL, or is not known."""
+        if provider == "huggingface":
+            return self.hf_endpoint
         return str(getattr(self, f"{provider}_base_url", ""))
 
     @property

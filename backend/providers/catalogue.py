@@ -28,7 +28,7 @@ class ProviderHasNoFineTuning(DomainError):
 
 class ModelNotTrainable(DomainError):
     code = "MODEL_NOT_TRAINABLE"
-    template = "'{model}' cannot be fine-tuned at {provider}: {reason} {instead}"
+    template = "'{model}' cannot be fine-tuned at {provider}: {reason} Bases that work now: {working}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +165,11 @@ def providers() -> dict[str, Provider]:
 
 def _not_trainable(provider: Provider, model: str, reason: str, on: date, *, ended: date | None = None) -> DomainError:
     bases = working_bases(on, provider)
-    shown = ", ".join(bases[:_NAMES_IN_A_SENTENCE])
     return ModelNotTrainable(
         provider=provider.id,
         model=model[:300],
         reason=reason,
-        instead=f"Bases that work now: {shown}.",
+        working=", ".join(bases[:_NAMES_IN_A_SENTENCE]),
         closed_on=None if ended is None else ended.isoformat(),
         bases=bases,
     )

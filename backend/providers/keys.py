@@ -51,6 +51,7 @@ _KINDS: Final[dict[str, KeyKind]] = {
         "/models",
     ),
     "fireworks": KeyKind(re.compile(r"fw_[A-Za-z0-9]{16,200}"), "it begins with fw_", "fw_", "/models"),
+    "huggingface": KeyKind(re.compile(r"hf_[A-Za-z0-9]{16,200}"), "it begins with hf_", "hf_", "/api/whoami-v2"),
     "bedrock": KeyKind(
         re.compile(r"\{.*\}", re.DOTALL),
         'a JSON object with "access_key_id", "secret_access_key", "region", "role_arn" and "bucket"',

@@ -26,7 +26,8 @@ def preview_dataset(job_id: int) -> None:
 def prepare_contents(job_id: int) -> None:
     async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
         folder = current.settings.data_dir / "chunking"
-        return await chunking_first.prepare(run, current.storage, await token_counter(run, current), folder)
+        counter = await token_counter(run, current)
+        return await chunking_first.prepare(run, current.settings, current.storage, counter, folder)
 
     run_job(job_id, work)
 

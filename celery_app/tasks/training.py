@@ -7,14 +7,27 @@ from celery import shared_task
 
 from backend.jobs.running import JobRun
 from backend.kit.crypto import Sealer
-from backend.training import cleanup, exports, hardware, local, playground, polling, remote
+from backend.training import (
+    adapter_files,
+    answer_judging,
+    cleanup,
+    exports,
+    hardware,
+    local,
+    playground,
+    polling,
+    pushing,
+    remote,
+)
+from backend.training.answer_judging import JUDGING
 from backend.training.fine_tunings import SUBMISSION, TRAINING
 from backend.training.playground import ASKING
-from backend.training.service import COMPARISON, EXPORTING
+from backend.training.pushing import PUSHING
+from backend.training.service import COMPARISON, EXPORTING, MODEL_EXPORTING
 from celery_app import runtime
 from celery_app.job_task import run_job
 from celery_app.runtime import Runtime
-from celery_app.wiring import bench
+from celery_app.wiring import answer_judge, bench, library
 
 
 @shared_task(name=TRAINING.name)
@@ -59,7 +72,32 @@ def poll() -> None:
 @shared_task(name=EXPORTING.name)
 def export(job_id: int) -> None:
     async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
-        return await exports.export(run, current.storage)
+        return await exports.export(run, current.settings, current.storage, library(current))
+
+    run_job(job_id, work)
+
+
+@shared_task(name=MODEL_EXPORTING.name)
+def export_models(job_id: int) -> None:
+    async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
+        return await exports.export(run, current.settings, current.storage, library(current))
+
+    run_job(job_id, work)
+
+
+@shared_task(name=PUSHING.name)
+def push(job_id: int) -> None:
+    async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
+        return await pushing.push(run, current.settings, current.storage)
+
+    run_job(job_id, work)
+
+
+@shared_task(name=JUDGING.name)
+def judge_answers(job_id: int) -> None:
+    async def work(run: JobRun, current: Runtime) -> dict[str, Any]:
+        async with answer_judge(run, current) as model:
+            return await answer_judging.judge_answers(run, current.storage, model)
 
     run_job(job_id, work)
 
@@ -73,6 +111,7 @@ def report_hardware() -> None:
         async with current.db.transaction() as session:
             await hardware.save(session, socket.gethostname(), found)
         await cleanup.clear_run_folders(current.db, current.settings)
+        await adapter_files.forget_deleted(current.db, current.settings)
 
     current.run(report())
 

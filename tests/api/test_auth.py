@@ -19,7 +19,7 @@ REFRESH = "/api/auth/refresh-token"
 async def test_the_profile_belongs_to_the_token(tenant: Tenant) -> None:
     profile = (await tenant.client.get("/api/users/me")).json()
     assert profile["email"] == tenant.email
-    assert profile["free_characters_remaining"] == 10_000
+    assert profile["free_characters_remaining"] == 100_000_000
     assert profile["total_characters_used"] == 0
 
 

@@ -26,6 +26,7 @@ from backend.kit import messages
 from backend.kit.config import Settings
 from backend.kit.errors import DomainError
 from backend.main import create_app
+from backend.providers.llm.base import LLMError
 from tests.conftest import Tenant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,8 @@ FRENCH = {"Accept-Language": "fr-CA,fr;q=0.9,en;q=0.5"}
 APART = ("backend.trainers", "backend.embedded", "backend.demo", "backend.cli", "backend.contents.parsers.__main__")
 # What an answer has beside the context of a class: the problems of a 422, the name of a refused document.
 GIVEN = {"VALIDATION_ERROR": {("problems", "")}, **{code: {("filename", "")} for code in FAILURES}}
+# What it has only sometimes: the provider, where a language model is asked with the user's own key.
+SOMETIMES = {error.code: {("provider", "")} for error in LLMError.__subclasses__()}
 
 
 def subclasses(of: type[DomainError]) -> Iterator[type[DomainError]]:
@@ -83,6 +86,7 @@ def test_french_sentences_have_only_fields_that_their_errors_have(
     for code, sentences in messages.load()["errors"].items():
         known = [fields(error.template) | fields(error.advice) for error in classes.get(code, [])]
         known = [have | GIVEN.get(code, set()) for have in known or [set()]]
+        known += [have | SOMETIMES[code] for have in known if code in SOMETIMES]
         for sentence in sentences:
             assert any(fields(sentence) <= have for have in known), (
                 f"[errors] {code} of {FR} has a field or a format that no template of this code has: {sentence!r}. "

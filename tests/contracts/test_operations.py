@@ -255,7 +255,7 @@ async def test_login_and_profile(anonymous: httpx.AsyncClient) -> None:
     matches(refreshed.json(), pair)
     headers = {"Authorization": f"Bearer {refreshed.json()['access_token']}"}
     profile = await anonymous.get("/api/users/me", headers=headers)
-    figures = {"has_received_free_credits": False, "free_characters_remaining": 10000, "total_characters_used": 0}
+    figures = {"has_received_free_credits": False, "free_characters_remaining": 100_000_000, "total_characters_used": 0}
     matches(profile.json(), {**user, **figures})
     answer = await anonymous.post("/api/auth/logout", headers=headers)
     assert (answer.status_code, answer.json()) == (200, {"detail": "Successfully logged out"})

@@ -227,20 +227,45 @@ async def test_uploads_that_are_refused_leave_nothing(tenant: Tenant, project: i
     assert await stored_keys(app, f"projects/{await studio_project(db, project)}") == []
 
 
-async def test_speech_is_refused_where_nothing_writes_it_down(
-    tenant: Tenant, project: int, db: Database, app: Any
-) -> None:
-    refused = await upload(tenant, project, wav(), "speech.txt", file_type="text")
-    assert (refused.status_code, refused.json()["error_code"]) == (503, "TRANSCRIPTION_NOT_AVAILABLE"), refused.text
-    video = {"project_id": project, "name": "Vidéo YouTube", "url": "https://www.youtube.com/watch?v=dQw4w9WgXcQ"}
+async def test_speech_and_videos_are_taken(tenant: Tenant, project: int, db: Database) -> None:
+    """What becomes of them: tests/contents/transcription and test_platform_helpers.py."""
+    made = await upload(tenant, project, wav(), "speech.txt", file_type="text")
+    assert made.status_code == 201, made.text
+    matches(
+        made.json(),
+        shape(
+            project_id=project,
+            name="Document",
+            description=None,
+            type="audio",
+            url=None,
+            file_path=str,
+            size=len(wav()),
+            status="pending",
+            character_count=0,
+            language=None,
+            error_code=None,
+            error_message=None,
+            task_id=UUID,
+        ),
+    )
+    video = {"project_id": project, "name": "Vidéo YouTube", "type": "youtube"}
     for path in ("", "/url"):
-        refused = await tenant.client.post(f"/api/contents{path}", json={**video, "type": "youtube"})
-        assert (refused.status_code, refused.json()["error_code"]) == (503, "TRANSCRIPTION_NOT_AVAILABLE")
-    assert (await tenant.client.get("/api/contents")).json() == []
+        url = "https://www.youtube.com/watch?v=dQw4w9WgXcQ"
+        added = await tenant.client.post(f"/api/contents{path}", json={**video, "url": url})
+        assert (added.status_code, added.json()["status"], added.json()["type"]) == (201, "pending", "youtube")
+        for url, code in [
+            ("https://www.youtube.com/playlist?list=PL0123456789", "VIDEO_IS_PLAYLIST"),
+            ("https://example.com/", "VIDEO_URL_INVALID"),
+            ("http://127.0.0.1/watch?v=dQw4w9WgXcQ", "VIDEO_URL_INVALID"),
+        ]:
+            refused = await tenant.client.post(f"/api/contents{path}", json={**video, "url": url})
+            assert (refused.status_code, refused.json()["error_code"]) == (400, code), refused.text
+    assert len((await tenant.client.get("/api/contents")).json()) == 3
     studio = await studio_project(db, project)
-    assert await stored_keys(app, f"projects/{studio}") == []
-    # The studio's contract has no such files at all.
+    # The studio's contract has no such files at all, and shows them once they have their text.
     assert (await tenant.upload(studio, "speech.wav", wav())).json()["error_code"] == "UNSUPPORTED_FILE_TYPE"
+    assert (await tenant.client.get(f"/projects/{studio}/files")).json() == {"files": []}
 
 
 def wav() -> bytes:

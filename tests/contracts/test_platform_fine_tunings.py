@@ -13,6 +13,7 @@ from backend.datasets.models import Dataset
 from backend.jobs.models import Job
 from backend.kit.config import Settings
 from backend.kit.db import Database
+from backend.providers.errors import ModelNotFound
 from backend.training import fine_tunings, statuses
 from backend.training.models import Artifact, FineTuning
 from backend.training.statuses import MOVES, Status
@@ -107,6 +108,43 @@ async def test_create_list_change(tenant: Tenant, ready: dict[str, Any], db: Dat
     assert status["job_id"] == await job_of(db, created["id"])
 
 
+async def test_the_contracts_example_at_a_provider(
+    app: Any, tenant: Tenant, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a base that is still open; what the provider does with it: tests/training/test_remote.py."""
+    monkeypatch.setattr(fine_tunings, "today", lambda: date(2026, 11, 22))
+    await plant_key(app, db, tenant, "openai")
+    dataset = await plant_dataset(db, await tenant.make_project(name="Lamps"))
+    body = {
+        "dataset_id": dataset,
+        "name": "Nouveau fine-tuning",
+        "description": "Description du nouveau fine-tuning",
+        "model": "gpt-4.1-mini-2025-04-14",
+        "provider": "openai",
+        "hyperparameters": {"n_epochs": 3},
+    }
+    answer = await tenant.client.post("/api/fine-tunings", json=body)
+    assert answer.status_code == 201, answer.text
+    figures = dict.fromkeys(("training_loss", "validation_loss", "step", "total_steps"))
+    same = {**SHAPE, **body, "progress": 0.0, "metrics": figures, "completed_at": None}
+    matches(answer.json(), {**same, "status": "queued"})
+    path = f"/api/fine-tunings/{answer.json()['id']}"
+    [listed] = (await tenant.client.get("/api/fine-tunings", params={"dataset_id": dataset})).json()
+    assert listed == (await tenant.client.get(path)).json()
+    matches(listed, {**same, "status": "queued"})
+    renamed = {"name": "Fine-tuning renommé", "description": "Description mise à jour"}
+    matches((await tenant.client.put(path, json=renamed)).json(), {**same, **renamed, "status": "queued"})
+    ended = {"status": "cancelled", "error_message": "Coût trop élevé", "completed_at": datetime}
+    cancelled = await tenant.client.post(f"{path}/cancel", json={"reason": "Coût trop élevé"})
+    matches(cancelled.json(), {**same, **renamed, **ended})
+    unfinished = await tenant.client.post(f"{path}/test", json={"prompt": "Quelle est la procédure pour... ?"})
+    assert (unfinished.status_code, unfinished.json()["error_code"]) == (400, "FINE_TUNING_NOT_FINISHED")
+    for given in ({"learning_rate": 0.0001}, {"epochs": 3}):
+        refused = await tenant.client.post("/api/fine-tunings", json={**body, "hyperparameters": given})
+        assert (refused.status_code, refused.json()["error_code"]) == (400, "BAD_HYPERPARAMETER")
+        assert "n_epochs" in refused.json()["detail"]
+
+
 async def test_cancel_keeps_the_reason(tenant: Tenant, ready: dict[str, Any]) -> None:
     created = (await tenant.client.post("/api/fine-tunings", json=ready)).json()
     path = f"/api/fine-tunings/{created['id']}"
@@ -197,6 +235,28 @@ async def test_the_plan_limits_fine_tunings(
     assert (answer.status_code, answer.json()["error_code"]) == (403, "PLAN_LIMIT_REACHED")
     await tenant.client.post(f"/api/fine-tunings/{created.json()['id']}/cancel")
     assert (await tenant.client.post("/api/fine-tunings", json=ready)).status_code == 201
+
+
+async def test_why_it_failed_is_told_in_the_readers_language(
+    tenant: Tenant, ready: dict[str, Any], db: Database
+) -> None:
+    number = (await tenant.client.post("/api/fine-tunings", json=ready)).json()["id"]
+    path, french = f"/api/fine-tunings/{number}", {"Accept-Language": "fr"}
+    error = ModelNotFound(model_id="a/b")
+    async with db.transaction() as session:
+        run = await session.get_one(FineTuning, number)
+        run.status, run.error_message = "error", error.detail
+        assert run.job_id is not None
+        job = await session.get_one(Job, run.job_id)
+        job.state, job.error_code, job.error_message = "failed", error.code, error.detail
+        job.error_context = error.context
+    assert (await tenant.client.get(path)).json()["error_message"] == error.detail
+    told = (await tenant.client.get(path, headers=french)).json()
+    assert told["error_message"].startswith("Le modèle « a/b » est introuvable")
+    assert (await tenant.client.get("/api/fine-tunings", headers=french)).json() == [told]
+    async with db.transaction() as session:
+        (await session.get_one(FineTuning, number)).error_message = "What the provider said."
+    assert (await tenant.client.get(path, headers=french)).json()["error_message"] == "What the provider said."
 
 
 async def test_a_request_that_is_sent_again_starts_one_run(tenant: Tenant, ready: dict[str, Any]) -> None:

@@ -34,6 +34,14 @@ async def test_the_list_can_be_of_one_provider(tenant: Tenant, query: dict[str, 
     assert {model["provider"] for model in models} == {expected}
 
 
+@pytest.mark.parametrize("path", ["/api/models", "/api/models/providers"])
+async def test_the_lists_have_windows(tenant: Tenant, path: str) -> None:
+    whole = (await tenant.client.get(path)).json()
+    part = await tenant.client.get(path, params={"limit": 2, "offset": 1})
+    assert (part.json(), part.headers["X-Total-Count"]) == (whole[1:3], str(len(whole)))
+    assert (await tenant.client.get(path, params={"limit": 0})).status_code == 422
+
+
 async def test_the_list_can_be_of_one_state(tenant: Tenant) -> None:
     models = (await tenant.client.get("/api/models", params={"availability": "closed"})).json()
     assert models

@@ -207,6 +207,21 @@ async def test_an_expired_checkout_is_not_opened_again(
     assert (await buyer.client.get("/api/billing/payments")).json()[0]["status"] == "expired"
 
 
+async def test_a_repeated_request_after_the_payment_is_not_told_to_pay_again(
+    buyer: Tenant,
+    door: httpx.AsyncClient,  # noqa: F811
+    settings: Settings,
+    db: Database,
+) -> None:
+    headers, body = {"Idempotency-Key": secrets.token_hex(8)}, {"character_count": 4000}
+    first = await buyer.client.post(PURCHASE, json=body, headers=headers)
+    await deliver(door, completed(await order_of(db, first.json()["id"])))
+    await handle_all(db, settings)
+    assert (await order_of(db, first.json()["id"])).state == "completed"
+    again = await buyer.client.post(PURCHASE, json=body, headers=headers)
+    assert (again.status_code, again.content) == (201, first.content)
+
+
 async def test_a_plan_is_bought_and_changed_at_stripe(
     buyer: Tenant,
     door: httpx.AsyncClient,  # noqa: F811

@@ -76,7 +76,7 @@ async def test_login_refresh_and_logout(
 
 async def test_the_profile_and_its_change(tenant: Tenant) -> None:
     before = (await tenant.client.get("/api/users/me")).json()
-    matches(before, {**PROFILE, "free_characters_remaining": 10_000, "total_characters_used": 0})
+    matches(before, {**PROFILE, "free_characters_remaining": 100_000_000, "total_characters_used": 0})
     changed = await tenant.client.put("/api/users/me", json={"name": "John Updated", "has_completed_onboarding": True})
     assert changed.status_code == 200
     matches(changed.json(), {**USER, "name": "John Updated", "has_completed_onboarding": True})
@@ -160,6 +160,8 @@ async def test_sessions_are_listed_and_ended(tenant: Tenant, anonymous: httpx.As
     )
     assert [row["is_current"] for row in listed] == [False, False, False, True]
     assert [row["user_agent"] for row in listed[:3]] == ["Browser 2", "Browser 1", "Browser 0"]
+    window = await tenant.client.get(url, params={"limit": 1, "offset": 1})
+    assert (window.json(), window.headers["X-Total-Count"]) == ([listed[1]], "4")
     await anonymous.post("/api/auth/refresh-token", json={"refresh_token": others[0]["refresh_token"]})
     used = {row["id"]: row["last_used_at"] for row in (await tenant.client.get(url)).json()}
     assert [used[row["id"]] > row["last_used_at"] for row in listed] == [False, False, True, False]

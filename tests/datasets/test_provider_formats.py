@@ -156,7 +156,10 @@ async def test_every_format(planted: Planted) -> None:
         answer = await export(planted, format=kind)
         assert answer.headers["content-type"] == "application/jsonl"
         assert len(answer.content.splitlines()) == count
-    assert (await export(planted)).content == (await export(planted, format="jsonl")).content
+    bare = (await export(planted)).content
+    assert bare == (await export(planted, format="jsonl")).content
+    # The contract's defaults.
+    assert bare == (await export(planted, format="jsonl", provider="openai")).content
     assert (await export(planted, format="csv")).headers["content-type"] == "text/csv; charset=utf-8"
     answer = await export(planted, format="parquet", split="eval")
     assert answer.headers["content-type"] == "application/vnd.apache.parquet"

@@ -45,7 +45,7 @@ def test_the_example_names_every_setting_once_with_its_default_and_changes_nothi
 def test_the_examples_values_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
-    filled = re.sub(r"^#([A-Z_]+=.+)$", r"\1", example()[0], flags=re.MULTILINE)
+    filled = re.sub(r"^#([A-Z0-9_]+=.+)$", r"\1", example()[0], flags=re.MULTILINE)
     (tmp_path / "env").write_text(filled)
     assert Settings(_env_file=tmp_path / "env") == Settings(_env_file=None)  # type: ignore[call-arg]
 
@@ -53,18 +53,18 @@ def test_the_examples_values_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_every_variable_of_the_example_is_explained_above_it() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     for before, line in itertools.pairwise(lines):
-        if re.match(r"#?[A-Z_]+=", line):
+        if re.match(r"#?[A-Z0-9_]+=", line):
             assert before.startswith("# "), line
             assert not before.startswith("# ----"), line
 
 
 def test_the_table_holds_every_setting_with_its_default() -> None:
     ours, _, compose = (ROOT / "docs" / "settings.md").read_text().partition(f"## {DOCKER}")
-    row = re.compile(r"^\| `([A-Z_]+)` \| (?:\*empty\*|`(.*?)`) \| (.+) \|$", re.MULTILINE)
+    row = re.compile(r"^\| `([A-Z0-9_]+)` \| (?:\*empty\*|`(.*?)`) \| (.+) \|$", re.MULTILINE)
     rows = row.findall(ours)
     assert {name: value for name, value, _ in rows} == {
         name.upper(): default_of(name) for name in Settings.model_fields
     }
     assert len(rows) == len(Settings.model_fields)
-    offered = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example()[1], re.MULTILINE))
+    offered = dict(re.findall(r"^#?([A-Z0-9_]+)=(.*)$", example()[1], re.MULTILINE))
     assert {name: value for name, value, _ in row.findall(compose)} == offered

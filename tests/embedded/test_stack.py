@@ -77,6 +77,14 @@ def test_given_servers_are_used_and_none_is_started(open_folder: Path) -> None:
     assert not (open_folder / "data" / "postgres").exists()
 
 
+def test_a_providers_model_needs_no_server_of_ours(open_folder: Path) -> None:
+    given: dict[str, object] = {**GIVEN, "llm_base_url": None, "llm_model": "anthropic/claude"}
+    with running(options(open_folder / "data", **given)) as stack:
+        environment = stack.environment()
+        assert stack.llm_port is None
+    assert (environment["LLM_BASE_URL"], environment["LLM_MODEL"]) == ("", "anthropic/claude")
+
+
 @needs_linux
 def test_every_part_comes_back_after_kill_9(open_folder: Path) -> None:
     lines: list[str] = []

@@ -43,7 +43,7 @@ def test_a_long_task_holds_up_neither_a_stop_nor_an_end_by_force(product: Callab
 def test_every_queue_has_its_worker_and_the_scheduler_a_process_of_its_own(tmp_path: Path) -> None:
     made = services.product_services(tmp_path, "127.0.0.1", 8000, 9000)
     assert [service.name for service in made] == [
-        "api", "llm", "worker-default", "worker-llm", "worker-gpu", "worker-control", "beat",
+        "api", "llm", "worker-default", "worker-llm", "worker-gpu", "serving", "worker-control", "beat",
     ]  # fmt: skip
     assert [service.name for service in made if service.awaited] == ["api"]
     assert "llm" not in [service.name for service in services.product_services(tmp_path, "127.0.0.1", 8000, None)]

@@ -67,7 +67,9 @@ def test_fields_lists_and_fractions() -> None:
 
 
 def test_the_first_sentence_that_the_context_can_fill() -> None:
-    hosted = french_sentence("MODEL_NOT_TRAINABLE", {"model": "m", "provider": "p", "reason": "Closed.", "instead": ""})
+    hosted = french_sentence(
+        "MODEL_NOT_TRAINABLE", {"model": "m", "provider": "p", "reason": "Closed.", "working": "a: b"}
+    )
     local = french_sentence("MODEL_NOT_TRAINABLE", {"model_id": "m", "reasons": "No weights."})
     assert hosted is not None
     assert hosted.startswith("« m » ne peut pas être entraîné chez p. ")

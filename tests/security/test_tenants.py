@@ -10,6 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from backend.billing.models import Order
 from backend.contents.models import Content
 from backend.datasets.models import Dataset, Example
 from backend.jobs.models import Job
@@ -28,6 +29,8 @@ OPEN = {
     ("post", "/api/auth/verify-email"),
     ("post", "/api/auth/forgot-password"),
     ("post", "/api/auth/reset-password"),
+    # Known by Stripe's signature.
+    ("post", "/api/checkout/webhook"),
 }
 # Operations that name no object: they show or make only what is the caller's own.
 OWN = {
@@ -54,21 +57,43 @@ OWN = {
     ("post", "/api/contents"),
     ("post", "/api/contents/url"),
     ("post", "/api/contents/upload"),
+    ("post", "/api/helpers/video-transcript"),
     ("get", "/api/datasets"),
     ("post", "/api/datasets"),
     ("get", "/api/fine-tunings"),
     ("post", "/api/fine-tunings"),
+    ("get", "/api/characters/usage-stats"),
+    ("get", "/api/characters/pricing"),
+    ("get", "/api/characters/transactions"),
+    # What these name in their bodies: tests/contracts/test_platform_characters.py asks for that of others.
+    ("post", "/api/characters/quality-assessment"),
+    ("post", "/api/characters/quote"),
+    ("post", "/api/characters/purchase"),
+    ("post", "/api/billing/subscribe"),
+    ("post", "/api/billing/portal"),
+    ("get", "/api/billing/invoices"),
+    ("get", "/api/billing/payments"),
+    ("post", "/api/fine-tuning-jobs"),
+    ("post", "/api/checkout/create-onboarding-session"),
+    ("get", "/api/orders"),
     ("get", "/api/models"),
     ("get", "/api/models/providers"),
+    ("post", "/api/models/ask"),
+    # It names its model in the body: tests/api/test_openai_face.py asks for those of others.
+    ("post", "/v1/chat/completions"),
+    ("get", "/v1/models"),
 }
 # Query parameters that name no object.
 HARMLESS = {"limit", "offset", "status", "kind", "split", "is_valid", "type"}
-HARMLESS |= {"provider", "model", "availability"}
+HARMLESS |= {"provider", "model", "availability", "state"}
+# Stripe's own, and asked of Stripe together with the caller's customer.
+HARMLESS |= {"starting_after"}
 HARMLESS |= {"source", "invalid_reason", "format", "version", "include_invalid"}
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("patch", "/projects/{project_id}"): {"name": "Taken over"},
     ("post", "/projects/{project_id}/model/resolve"): {"model_id": "HuggingFaceTB/SmolLM2-135M-Instruct"},
     ("put", "/api/contents/{content_id}"): {"name": "Taken over"},
+    ("post", "/projects/{project_id}/export/push"): {"repo_id": "thief/model"},
     ("post", "/projects/{project_id}/train/compare"): {"questions": ["What is the secret?"]},
     ("patch", "/projects/{project_id}/dataset/examples/{example_id}"): {
         "is_valid": False,
@@ -124,7 +149,10 @@ async def victim(make_tenant: Any, app: Any, db: Database, run_jobs: Any) -> Vic
             model="m",
             status="completed",
         )
-        session.add_all([example, run])
+        order = Order(
+            user_id=row.user_id, project_id=row.id, kind="fine_tuning_job", state="completed", currency="eur", quote={}
+        )
+        session.add_all([example, run, order])
         await session.flush()
         for name in ("finetuneflow_export.zip", "metrics.json"):
             key = f"projects/{project}/exports/{name}"
@@ -142,10 +170,12 @@ async def victim(make_tenant: Any, app: Any, db: Database, run_jobs: Any) -> Vic
             "dataset_id": dataset.id,
             "pair_id": example.id,
             "fine_tuning_id": run.id,
+            "order_id": order.id,
             "task_id": job,
             "token_id": (await tenant.client.post("/api/users/me/tokens", json={"name": "secret"})).json()["id"],
             "session_id": (await tenant.client.get("/api/users/me/sessions")).json()[0]["id"],
             "provider": "openai",  # names no row, but the caller has no key there
+            "filename": "metrics.json",
         }
         return Victim(
             tenant,
@@ -154,6 +184,7 @@ async def victim(make_tenant: Any, app: Any, db: Database, run_jobs: Any) -> Vic
                 "example_id": str(example.public_id),
                 "dataset_id": str(dataset.public_id),
                 "filename": "metrics.json",
+                "model": f"ft-{run.public_id}",
             },
             {name: str(value) for name, value in numbers.items()},
         )

@@ -15,6 +15,8 @@ from backend.kit.models import Base
 NOBODYS = {"ticks", "hardware_reports"}
 # What the service writes about use and money: it stays, so no text of a user may go there.
 LEDGERS = {"accounts", "holds", "ledger_entries", "payments"}
+# Of these tables, only these columns can hold a user's words; the others are Stripe's.
+WORDS = {"stripe_events": {"payload", "error"}}
 
 
 async def populate(session: AsyncSession, user_id: int, canary: str) -> dict[str, dict[str, Any]]:
@@ -23,8 +25,11 @@ async def populate(session: AsyncSession, user_id: int, canary: str) -> dict[str
     for table in Base.metadata.sorted_tables:
         if table.name in {*NOBODYS, "users"}:
             continue
-        text = "usage" if table.name in LEDGERS else canary
-        values = {column.name: _value(table, column, rows, user_id, text) for column in table.columns}
+        held = set() if table.name in LEDGERS else WORDS.get(table.name, set(table.columns.keys()))
+        values = {
+            column.name: _value(table, column, rows, user_id, canary if column.name in held else "usage")
+            for column in table.columns
+        }
         given = {name: value for name, value in values.items() if value is not None}
         query = insert(table).values(given)
         if table.name == "accounts":  # work has opened one before

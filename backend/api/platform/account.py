@@ -15,6 +15,7 @@ from backend.api.platform.auth import GivenPassword
 from backend.api.rate_limit import count_login
 from backend.api.services import Services, ServicesDep
 from backend.api.session import SessionDep
+from backend.billing import charging, reconciling
 from backend.jobs import queries as job_queries
 from backend.jobs.states import JobState
 from backend.projects import queries as project_queries
@@ -65,11 +66,16 @@ async def delete_account(body: DeletionIn, request: Request, claims: LoginDep, s
     async with services.db.transaction() as session:
         # From here on nobody logs in, and no project is made: both wait for this row.
         await deleting.lock(session, owner)
+        await job_queries.lock_live(session, owner.id)
         jobs = await job_queries.list_of_owner(session, owner)
         streams = [*(job for job, _ in jobs), *await leaving.stream_ids(session, owner)]
         for project in await project_queries.list_of_owner(session, owner):
             await projects.delete(session, services.storage, services.events, project)
         await deleting.delete(session, services.post, user)
+        await charging.release_of_user(session, owner.id)
+        customer = await reconciling.forget_user(session, owner.id)
+    if customer is not None and services.stripe.configured:
+        services.background.start(reconciling.drop_customer(services.stripe, customer))
     await _delete_streams(services, streams)
     if any(state == JobState.RUNNING for _, state in jobs):
         services.background.start(_delete_late_events(services, streams))

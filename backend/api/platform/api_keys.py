@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, SecretStr, StringConstraints
 
 from backend.api.auth import ClaimsDep, OwnerDep, authenticate
 from backend.api.errors import error_responses
+from backend.api.platform.deps import WindowDep, shown
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.users import provider_keys
@@ -31,8 +32,8 @@ class ApiKeyOut(BaseModel):
 
 
 @router.get("", responses=error_responses(401))
-async def list_api_keys(owner: OwnerDep, session: SessionDep) -> list[ApiKeyOut]:
-    return [api_key_out(row) for row in await provider_keys.list_keys(session, owner)]
+async def list_api_keys(owner: OwnerDep, session: SessionDep, window: WindowDep, response: Response) -> list[ApiKeyOut]:
+    return [api_key_out(row) for row in shown(response, window, await provider_keys.list_keys(session, owner))]
 
 
 @router.post("", status_code=201, responses={200: {"model": ApiKeyOut}, **error_responses(400, 401)})

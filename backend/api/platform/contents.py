@@ -13,14 +13,16 @@ from backend.api import uploads
 from backend.api.auth import ClaimsDep, OwnerDep, authenticate
 from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
+from backend.api.language import ReaderLanguage, told
 from backend.api.platform.deps import LARGEST_ID, OwnedContent, RowIdQuery, WindowDep, count_all
 from backend.api.services import Services, ServicesDep
 from backend.api.session import SessionDep
 from backend.contents import queries, service
-from backend.contents.errors import TranscriptionNotAvailable
 from backend.contents.models import Content
+from backend.contents.transcription import service as transcription
 from backend.contents.web.guard import Guard
 from backend.datasets import uploads as dataset_uploads
+from backend.kit.language import Language
 from backend.kit.owner import Owner
 from backend.projects import queries as project_queries
 from backend.projects import service as projects
@@ -114,22 +116,27 @@ _UPLOAD_DOCS = {
 
 @router.get("", responses=error_responses(401, 404))
 async def list_contents(
-    owner: OwnerDep, session: SessionDep, window: WindowDep, response: Response, project_id: RowIdQuery = None
+    owner: OwnerDep,
+    session: SessionDep,
+    window: WindowDep,
+    response: Response,
+    reader: ReaderLanguage,
+    project_id: RowIdQuery = None,
 ) -> list[ContentOut]:
     project = None if project_id is None else await project_queries.get_by_number(session, owner, project_id)
     page = await queries.page_by_number(session, owner, window, project=project)
     count_all(response, page.total)
     tasks = await queries.job_names(session, page.items)
-    return [content_out(content, owner, tasks) for content in page.items]
+    return [content_out(content, owner, tasks, reader) for content in page.items]
 
 
-@router.post("", status_code=201, responses=error_responses(400, 401, 404, 503))
+@router.post("", status_code=201, responses=error_responses(400, 401, 404))
 async def create_content(body: ContentIn, owner: OwnerDep, session: SessionDep, services: ServicesDep) -> ContentOut:
     """Adds a web page or a video; a job fetches it."""
     return await _add_link(body, owner, session, services)
 
 
-@router.post("/url", status_code=201, responses=error_responses(400, 401, 404, 503))
+@router.post("/url", status_code=201, responses=error_responses(400, 401, 404))
 async def create_content_from_url(
     body: ContentFromUrlIn, owner: OwnerDep, session: SessionDep, services: ServicesDep
 ) -> ContentOut:
@@ -138,10 +145,13 @@ async def create_content_from_url(
 
 
 @upload_router.post(
-    "/upload", status_code=201, openapi_extra=_UPLOAD_DOCS, responses=error_responses(400, 401, 404, 413, 422, 503)
+    "/upload", status_code=201, openapi_extra=_UPLOAD_DOCS, responses=error_responses(400, 401, 404, 413, 422)
 )
 async def upload_content(request: Request, claims: ClaimsDep, services: ServicesDep) -> ContentOut:
-    """Takes one file and reads it, as the studio does. Two short transactions: none is open while it is read."""
+    """Takes one file and reads it, as the studio does; a job writes down what is spoken.
+
+    Two short transactions: none is open while it is read.
+    """
     async with services.db.transaction() as session:
         owner = await authenticate(services, session, claims)
     settings = services.settings
@@ -168,22 +178,24 @@ async def upload_content(request: Request, claims: ClaimsDep, services: Services
         project = await project_queries.get_by_number(session, owner, fields.project_id)
         [content] = await service.add(session, project, prepared, max_project_mb=settings.upload_max_project_mb)
         content.name, content.description = fields.name or content.name, fields.description
-        if content.status == "pending":  # speech, which nobody here can write down
-            raise TranscriptionNotAvailable()
+        if content.status == "pending":
+            await transcription.start_transcription(session, services.broker, content)
         return await _shown(session, content, owner)
 
 
 @router.get("/{content_id}", responses=error_responses(401, 404))
-async def get_content(content: OwnedContent, owner: OwnerDep, session: SessionDep) -> ContentOut:
-    return content_out(content, owner, await queries.job_names(session, [content]))
+async def get_content(
+    content: OwnedContent, owner: OwnerDep, session: SessionDep, reader: ReaderLanguage
+) -> ContentOut:
+    return content_out(content, owner, await queries.job_names(session, [content]), reader)
 
 
 @router.put("/{content_id}", responses=error_responses(401, 404))
 async def change_content(
-    body: ContentChange, content: OwnedContent, owner: OwnerDep, session: SessionDep
+    body: ContentChange, content: OwnedContent, owner: OwnerDep, session: SessionDep, reader: ReaderLanguage
 ) -> ContentOut:
     changed = await service.change(session, content, body.model_dump(exclude_unset=True))
-    return content_out(changed, owner, await queries.job_names(session, [changed]))
+    return content_out(changed, owner, await queries.job_names(session, [changed]), reader)
 
 
 @router.delete("/{content_id}", status_code=204, responses=error_responses(401, 404))
@@ -224,7 +236,7 @@ async def _shown(session: AsyncSession, content: Content, owner: Owner) -> Conte
     return content_out(content, owner, await queries.job_names(session, [content]))
 
 
-def content_out(content: Content, owner: Owner, tasks: dict[int, UUID]) -> ContentOut:
+def content_out(content: Content, owner: Owner, tasks: dict[int, UUID], reader: Language = "en") -> ContentOut:
     """`tasks`: see `queries.job_names`."""
     is_file = content.url is None
     return ContentOut(
@@ -242,7 +254,7 @@ def content_out(content: Content, owner: Owner, tasks: dict[int, UUID]) -> Conte
         character_count=content.character_count,
         language=content.language,
         error_code=content.error_code,
-        error_message=content.error_message,
+        error_message=told(reader, content.error_code, content.error_message, content.error_context),
         task_id=None if content.job_id is None else tasks.get(content.job_id),
     )
 

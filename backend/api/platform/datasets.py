@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.api.auth import ClaimsDep, OwnerDep, authenticate
 from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
+from backend.api.language import ReaderLanguage, told
 from backend.api.platform.deps import LARGEST_ID, OwnedDataset, RowId, RowIdQuery, WindowDep, count_all
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
@@ -24,6 +25,7 @@ from backend.datasets.provider_formats import ProviderName, TrainingFile
 from backend.datasets.stats import DatasetStats
 from backend.jobs.models import Job
 from backend.jobs.states import LIVE
+from backend.kit.language import Language
 from backend.projects import queries as project_queries
 from backend.training import queries as training_queries
 
@@ -47,7 +49,11 @@ class DatasetIn(BaseModel):
     name: Name
     description: Description | None = None
     model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)] = Field(
-        description="The base model that the dataset is made for. The examples are written by LLM_MODEL."
+        description="The base model that the dataset is made for"
+    )
+    writer: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)] | None = Field(
+        default=None,
+        description="The model that writes the examples: LLM_MODEL by default, or provider/model with your own key",
     )
     content_ids: list[RowNumber] = Field(
         default=[], max_length=1000, description="None: an empty dataset, ready for pairs that are written by hand"
@@ -105,9 +111,9 @@ async def list_datasets(
     return [DatasetOut(**dataset_fields(dataset, counted[dataset.id])) for dataset in page.items]
 
 
-@router.post("", status_code=201, responses=error_responses(400, 401, 404, 409, 503))
+@router.post("", status_code=201, responses=error_responses(400, 401, 402, 404, 409, 503))
 async def create_dataset(
-    body: DatasetIn, owner: OwnerDep, session: SessionDep, services: ServicesDep
+    body: DatasetIn, owner: OwnerDep, session: SessionDep, services: ServicesDep, reader: ReaderLanguage
 ) -> DatasetDetailOut:
     """Makes a dataset of exactly these contents, by jobs; contents that are still being read are waited for."""
     project = await project_queries.get_by_number(session, owner, body.project_id)
@@ -121,20 +127,23 @@ async def create_dataset(
         name=body.name,
         description=body.description,
         model=body.model,
+        writer=body.writer,
     )
     await session.refresh(dataset)
-    return await _detail(session, dataset)
+    return await _detail(session, dataset, reader)
 
 
 @router.get("/{dataset_id}", responses=error_responses(401, 404))
-async def get_dataset(dataset: OwnedDataset, session: SessionDep) -> DatasetDetailOut:
-    return await _detail(session, dataset)
+async def get_dataset(dataset: OwnedDataset, session: SessionDep, reader: ReaderLanguage) -> DatasetDetailOut:
+    return await _detail(session, dataset, reader)
 
 
 @router.put("/{dataset_id}", responses=error_responses(401, 404))
-async def change_dataset(body: DatasetChange, dataset: OwnedDataset, session: SessionDep) -> DatasetDetailOut:
+async def change_dataset(
+    body: DatasetChange, dataset: OwnedDataset, session: SessionDep, reader: ReaderLanguage
+) -> DatasetDetailOut:
     changed = await service.change(session, dataset, body.model_dump(exclude_unset=True))
-    return await _detail(session, changed)
+    return await _detail(session, changed, reader)
 
 
 @router.delete("/{dataset_id}", status_code=204, responses=error_responses(401, 404, 409))
@@ -158,8 +167,11 @@ async def export_dataset(
     split: Annotated[Literal["train", "eval", "all"], Query()] = "all",
     version: Annotated[int | None, Query(ge=1, le=2_000_000_000)] = None,
 ) -> StreamingResponse:
-    """The valid examples as a download. With a `version`, exactly those that were frozen."""
-    if (format is not None and provider is not None) or (model is not None and provider is None):
+    """The valid examples as a download. With a `version`, exactly those that were frozen.
+
+    JSON lines are a provider's: those of the one that is named, within its limits, else those of OpenAI.
+    """
+    if (format not in (None, "jsonl") and provider is not None) or (model is not None and provider is None):
         raise ExportShape()
     # A short transaction of its own: none is open while the file is written.
     async with services.db.transaction() as session:
@@ -174,7 +186,9 @@ async def export_dataset(
     elif format == "parquet":
         parts = await exporting.parquet_file(services.db.transaction, dataset.id, **what)
     else:
-        parts = exporting.stream(services.db.transaction, dataset.id, format or "jsonl", **what)
+        # Nobody asked whether openai, the contract's default, would take it: only the lines are as it takes them.
+        lines: Format = "messages" if format in (None, "jsonl") else format
+        parts = exporting.stream(services.db.transaction, dataset.id, lines, **what)
     kind = provider or format or "jsonl"
     ending, media_type = _MEDIA.get(kind, _MEDIA["jsonl"])
     name = f"dataset-{dataset.id}-{f'v{version}' if version else 'current'}-{split}-{kind}.{ending}"
@@ -202,7 +216,7 @@ def dataset_fields(dataset: Dataset, found: DatasetStats) -> dict[str, Any]:
     }
 
 
-async def _detail(session: AsyncSession, dataset: Dataset) -> DatasetDetailOut:
+async def _detail(session: AsyncSession, dataset: Dataset, reader: Language) -> DatasetDetailOut:
     job: Job | None = None
     if dataset.status != "ready":
         job = await queries.find_last_making(session, dataset)
@@ -212,5 +226,7 @@ async def _detail(session: AsyncSession, dataset: Dataset) -> DatasetDetailOut:
         **dataset_fields(dataset, await stats.of(session, dataset)),
         task_id=job.public_id if job is not None and is_live else None,
         error_code=job.error_code if job is not None and has_failed else None,
-        error_message=job.error_message if job is not None and has_failed else None,
+        error_message=told(reader, job.error_code, job.error_message, job.error_context)
+        if job is not None and has_failed
+        else None,
     )

@@ -4,11 +4,12 @@ from datetime import UTC, date, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, StringConstraints
 
-from backend.api.auth import OwnerDep
+from backend.api.auth import ClaimsDep, OwnerDep, authenticate
 from backend.api.errors import error_responses
-from backend.api.platform.deps import count_all
+from backend.api.platform.deps import WindowDep, shown
+from backend.api.services import ServicesDep
 from backend.providers.catalogue import (
     Availability,
     Provider,
@@ -18,7 +19,10 @@ from backend.providers.catalogue import (
     warnings_of,
 )
 from backend.providers.catalogue import BaseModel as CatalogueModel
+from backend.providers.llm.base import ChatMessage, ChatRequest
+from backend.providers.llm.choice import ASKABLE, ModelChoice, open_model
 from backend.providers.tuning import hyperparameters
+from backend.users import provider_keys
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -76,10 +80,31 @@ class ProviderOut(BaseModel):
     price_page: str
 
 
+class QuestionIn(BaseModel):
+    """A question to a provider's base model, asked with the caller's own key and at the caller's cost there."""
+
+    provider: Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1, max_length=30)]
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000)]
+    system_prompt: Annotated[str, StringConstraints(max_length=8000)] | None = None
+    max_tokens: int = Field(default=256, ge=1, le=2048)
+    # Left out where the model takes none.
+    temperature: float = Field(default=0.0, ge=0, le=2)
+
+
+class AnswerOut(BaseModel):
+    """Tokens as the provider counts them."""
+
+    response: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
 @router.get("", responses=error_responses(400, 401))
 async def list_models(
     owner: OwnerDep,
     response: Response,
+    window: WindowDep,
     provider: Annotated[str | None, Query(max_length=30)] = None,
     availability: Annotated[Availability | None, Query()] = None,
 ) -> list[ModelOut]:
@@ -90,16 +115,35 @@ async def list_models(
     found = [
         model_out(one, base, today) for one in providers().values() if provider in (None, one.id) for base in one.models
     ]
-    found = [model for model in found if availability in (None, model.availability)]
-    count_all(response, len(found))
-    return found
+    return list(shown(response, window, [model for model in found if availability in (None, model.availability)]))
 
 
 @router.get("/providers", responses=error_responses(401))
-async def list_providers(owner: OwnerDep, response: Response) -> list[ProviderOut]:
-    found = [provider_out(one) for one in providers().values()]
-    count_all(response, len(found))
-    return found
+async def list_providers(owner: OwnerDep, response: Response, window: WindowDep) -> list[ProviderOut]:
+    return [provider_out(one) for one in shown(response, window, list(providers().values()))]
+
+
+@router.post("/ask", responses=error_responses(400, 401, 502, 503))
+async def ask_base_model(body: QuestionIn, claims: ClaimsDep, services: ServicesDep) -> AnswerOut:
+    """Tries a base model before it is fine-tuned. No transaction is open while it thinks."""
+    if body.provider not in ASKABLE:
+        raise UnknownProvider(provider=body.provider, accepted=", ".join(ASKABLE))
+    messages = [ChatMessage("user", body.prompt)]
+    if body.system_prompt:
+        messages.insert(0, ChatMessage("system", body.system_prompt))
+    async with services.db.transaction() as session:
+        owner = await authenticate(services, session, claims)
+        model = open_model(
+            services.settings,
+            ModelChoice(body.provider, body.model, own_key=True),
+            await provider_keys.reveal(session, services.sealer, owner.id, body.provider),
+            total_seconds=services.settings.playground_timeout_seconds,
+        )
+    async with model:
+        found = await model.complete(
+            ChatRequest(messages=tuple(messages), max_tokens=body.max_tokens, temperature=body.temperature)
+        )
+    return AnswerOut(response=found.text, prompt_tokens=found.prompt_tokens, completion_tokens=found.completion_tokens)
 
 
 def model_out(provider: Provider, base: CatalogueModel, today: date) -> ModelOut:

@@ -2,12 +2,12 @@
 
 from datetime import datetime
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from backend.api.auth import LoginDep, OwnerDep
 from backend.api.errors import error_responses
-from backend.api.platform.deps import RowId
+from backend.api.platform.deps import RowId, WindowDep, shown
 from backend.api.session import SessionDep
 from backend.users import sessions
 from backend.users.models import UserSession
@@ -30,8 +30,11 @@ class EndedOut(BaseModel):
 
 
 @router.get("", responses=error_responses(401, 403))
-async def list_sessions(owner: OwnerDep, claims: LoginDep, session: SessionDep) -> list[SessionOut]:
-    return [_session_out(row, claims) for row in await sessions.list_sessions(session, owner)]
+async def list_sessions(
+    owner: OwnerDep, claims: LoginDep, session: SessionDep, window: WindowDep, response: Response
+) -> list[SessionOut]:
+    rows = shown(response, window, await sessions.list_sessions(session, owner))
+    return [_session_out(row, claims) for row in rows]
 
 
 @router.delete("", responses=error_responses(401, 403))

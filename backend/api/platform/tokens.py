@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.api.auth import LoginDep, OwnerDep
 from backend.api.errors import error_responses
-from backend.api.platform.deps import RowId
+from backend.api.platform.deps import RowId, WindowDep, shown
 from backend.api.session import SessionDep
 from backend.users import personal_tokens
 
@@ -37,8 +37,9 @@ class NewTokenOut(TokenOut):
 
 
 @router.get("", responses=error_responses(401))
-async def list_tokens(owner: OwnerDep, session: SessionDep) -> list[TokenOut]:
-    return [TokenOut.model_validate(row) for row in await personal_tokens.list_tokens(session, owner)]
+async def list_tokens(owner: OwnerDep, session: SessionDep, window: WindowDep, response: Response) -> list[TokenOut]:
+    rows = shown(response, window, await personal_tokens.list_tokens(session, owner))
+    return [TokenOut.model_validate(row) for row in rows]
 
 
 @router.post("", status_code=201, responses=error_responses(401, 403, 409))

@@ -7,6 +7,7 @@ from backend.api.studio import (
     chunks,
     dataset_versions,
     datasets,
+    evaluation,
     examples,
     exports,
     files,
@@ -30,6 +31,7 @@ for module in (
     dataset_versions,
     hardware,
     training,
+    evaluation,
     exports,
     jobs,
 ):

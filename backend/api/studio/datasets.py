@@ -31,8 +31,10 @@ class GenerateIn(BaseModel):
     ollama_model: ModelName | None = None
     # Keeps the current dataset and asks only the chunks that came since it was made.
     only_changed: bool = False
-    # A second reading by the model of LLM_JUDGE_MODEL; what it scores below the threshold (1 to 5) is not valid.
+    # A second reading, by LLM_JUDGE_MODEL if there is one and no other is named; what it scores below the threshold
+    # (1 to 5) is not valid.
     judge: bool = False
+    judge_model: ModelName | None = None
     judge_threshold: float = Field(default=DEFAULT_THRESHOLD, ge=LOWEST, le=HIGHEST)
 
 
@@ -70,7 +72,7 @@ async def preview_dataset(
     return enqueued(job, "Dataset preview job enqueued")
 
 
-@router.post("/generate", status_code=202, responses=error_responses(400, 404, 409, 503))
+@router.post("/generate", status_code=202, responses=error_responses(400, 402, 404, 409, 503))
 async def generate_dataset(
     project: OwnedProject, session: SessionDep, services: ServicesDep, body: GenerateIn | None = None
 ) -> EnqueuedOut:
@@ -86,6 +88,7 @@ async def generate_dataset(
         only_changed=wanted.only_changed,
         judge=wanted.judge,
         judge_threshold=wanted.judge_threshold,
+        judge_model=wanted.judge_model,
     )
     return enqueued(job, "Dataset generation job enqueued")
 

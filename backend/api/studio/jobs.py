@@ -10,12 +10,15 @@ from pydantic import BaseModel
 
 from backend.api.errors import error_responses
 from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
+from backend.api.language import ReaderLanguage, told
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedJob, OwnedProject
-from backend.jobs import queries, service
+from backend.jobs import queries, service, turns
 from backend.jobs.models import Job
 from backend.jobs.states import JobState
+from backend.jobs.turns import Place
+from backend.kit.language import Language
 
 router = APIRouter(tags=["jobs"])
 
@@ -34,6 +37,9 @@ class JobOut(BaseModel):
     error_code: str | None
     attempts: int
     cancel_requested: bool
+    # Of one that waits for a GPU, where one job is shown: 1 is next.
+    queue_position: int | None = None
+    starts_in_seconds: int | None = None
 
 
 class JobListOut(BaseModel):
@@ -51,6 +57,7 @@ class CancelledOut(BaseModel):
 async def list_jobs(
     project: OwnedProject,
     session: SessionDep,
+    reader: ReaderLanguage,
     type: Annotated[str | None, Query(max_length=50)] = None,
     status: Annotated[JobState | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 200,
@@ -58,12 +65,12 @@ async def list_jobs(
 ) -> JobListOut:
     """The newest first."""
     jobs = await queries.list_jobs(session, project.id, kind=type, state=status, limit=limit, offset=offset)
-    return JobListOut(jobs=[job_out(job) for job in jobs])
+    return JobListOut(jobs=[job_out(job, reader) for job in jobs])
 
 
 @router.get("/jobs/{job_id}", responses=error_responses(404))
-async def get_job(job: OwnedJob) -> JobOut:
-    return job_out(job)
+async def get_job(job: OwnedJob, session: SessionDep, reader: ReaderLanguage) -> JobOut:
+    return job_out(job, reader, await turns.place_of(session, job))
 
 
 @router.post("/jobs/{job_id}/cancel", responses=error_responses(404, 409))
@@ -77,7 +84,7 @@ async def stream_events(job: OwnedJob, services: ServicesDep, last_event_id: Las
     return event_stream(services, job, last_event_id)
 
 
-def job_out(job: Job) -> JobOut:
+def job_out(job: Job, reader: Language, place: Place | None = None) -> JobOut:
     return JobOut(
         id=job.public_id,
         type=job.kind,
@@ -88,8 +95,10 @@ def job_out(job: Job) -> JobOut:
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
-        error_message=job.error_message,
+        error_message=told(reader, job.error_code, job.error_message, job.error_context),
         error_code=job.error_code,
         attempts=job.attempts,
         cancel_requested=job.cancel_requested_at is not None,
+        queue_position=place.position if place else None,
+        starts_in_seconds=None if place is None or place.starts_in_seconds is None else round(place.starts_in_seconds),
     )

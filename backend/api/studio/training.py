@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
 from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
+from backend.api.language import ReaderLanguage, told
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject
@@ -102,14 +103,14 @@ async def start_training(
 
 
 @router.get("/status", responses=error_responses(404))
-async def get_training_status(project: OwnedProject, session: SessionDep) -> StatusOut:
+async def get_training_status(project: OwnedProject, session: SessionDep, reader: ReaderLanguage) -> StatusOut:
     fine_tuning, job = await service.latest_run(session, project)
     hosted = fine_tuning.provider != LOCAL
     # The job of a run at a provider only hands it over; what is shown is the run's own.
     started = fine_tuning.started_at if hosted else job.started_at
     finished = fine_tuning.completed_at if hosted else job.finished_at
     ended = finished or datetime.now(UTC)
-    hidden = ("history", "samples", "versions")
+    hidden = ("history", "samples", "versions", "evaluation")
     trained_on = await queries.version_of(session, fine_tuning)
     return StatusOut(
         run_id=fine_tuning.public_id,
@@ -123,7 +124,9 @@ async def get_training_status(project: OwnedProject, session: SessionDep) -> Sta
         started_at=started,
         finished_at=finished,
         elapsed_seconds=round((ended - started).total_seconds()) if started else 0,
-        error_message=fine_tuning.error_message if hosted else job.error_message,
+        error_message=fine_tuning.error_message
+        if hosted
+        else told(reader, job.error_code, job.error_message, job.error_context),
     )
 
 
