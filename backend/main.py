@@ -17,6 +17,7 @@ from backend.api.bodies import PlainBodies
 from backend.api.idempotency import REPLAYED
 from backend.api.middleware import LocalGuard, RequestId
 from backend.api.openai.errors import OpenAIErrors
+from backend.api.platform.answer_stream import ANSWER_HEADERS
 from backend.api.rate_limit import HEADERS as RATE_LIMIT_HEADERS
 from backend.api.rate_limit import RateLimits, RequestCounter, rate_limit_docs
 from backend.api.services import Services
@@ -74,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Total-Count", REPLAYED, "Retry-After", *RATE_LIMIT_HEADERS],
+            expose_headers=EXPOSED_HEADERS,
         )
     if settings.auth_mode == "local":
         app.add_middleware(LocalGuard, hosts=settings.allowed_hosts, origins=settings.cors_origins)

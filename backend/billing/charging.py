@@ -25,7 +25,7 @@ GENERATION, LAUNCH, DISPUTE = "generation", "launch", "dispute"
 async def means(session: AsyncSession, settings: Settings, user_id: int) -> Means:
     """What a user has for work that would start now. A plain read: what it says may have changed a moment later."""
     found = await ledger.balance(session, user_id)
-    return await _means(session, settings, user_id, available=found.available, granted=found.granted)
+    return await _means(session, settings, user_id, available=found.available, granted=found.granted, owed=found.owed)
 
 
 async def quote(session: AsyncSession, settings: Settings, user_id: int, characters: int) -> Quote:
@@ -140,9 +140,8 @@ async def require_some(session: AsyncSession, settings: Settings, user_id: int) 
     """Before work whose size shows only when it is done. Raises InsufficientCharacters where nothing is left."""
     found = await means(session, settings, user_id)
     if found.available + found.free_unclaimed <= 0 and not await is_local(session, user_id):
-        raise InsufficientCharacters(
-            needed=1, available=0, quote=(await quote(session, settings, user_id, 1)).as_dict()
-        )
+        missing = await quote(session, settings, user_id, 1)
+        raise InsufficientCharacters(needed=1, available=0, quote=missing.as_dict())
 
 
 async def take(
@@ -213,7 +212,9 @@ async def _enough(
     account = await ledger.lock(session, user_id)
     if await queries.hold_exists(session, reference):
         return
-    current = await _means(session, settings, user_id, available=account.available, granted=account.granted)
+    current = await _means(
+        session, settings, user_id, available=account.available, granted=account.granted, owed=account.owed
+    )
     # What the work holds already is its own.
     current = replace(current, available=current.available + held)
     needed = pricing.quote(Prices.of(settings), current, characters)
@@ -234,13 +235,16 @@ async def _enough(
         )
 
 
-async def _means(session: AsyncSession, settings: Settings, user_id: int, *, available: int, granted: int) -> Means:
+async def _means(
+    session: AsyncSession, settings: Settings, user_id: int, *, available: int, granted: int, owed: int
+) -> Means:
     return Means(
         available=available,
         free_unclaimed=0 if granted else settings.free_characters,
         complimentary_left=max(
             settings.complimentary_characters_per_month - await queries.given_this_month(session, user_id), 0
         ),
+        owed=owed,
     )
 
 

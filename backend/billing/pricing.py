@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from backend.kit.config import Settings
 
-LineKind = Literal["free_quota", "balance", "complimentary", "complimentary_used_up", "purchase", "minimum"]
+LineKind = Literal["free_quota", "balance", "complimentary", "complimentary_used_up", "purchase", "owed", "minimum"]
 # bigint * price has at most 19 digits before the point; the rest is room for the fractions of a price.
 _DIGITS = 60
 
@@ -34,11 +34,15 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a user has, in characters: on the balance, of a free quota not claimed yet, and left of this month's cap."""
+    """What a user has, in characters: on the balance, of a free quota not claimed yet, and left of this month's cap.
+
+    `owed` is what the next purchase pays first.
+    """
 
     available: int = 0
     free_unclaimed: int = 0
     complimentary_left: int = 0
+    owed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +58,8 @@ class Line:
 class Quote:
     """What `characters` of work cost: from_free + from_balance + complimentary + to_pay, of which the last is bought.
 
-    `characters_bought` is at least `to_pay`; what is beyond the work stays on the balance. The amounts of the lines
-    add up to `amount_cents`.
+    `characters_bought` is at least `to_pay` and `owed`; what is beyond them stays on the balance. The amounts of the
+    lines add up to `amount_cents`.
     """
 
     characters: int
@@ -63,6 +67,8 @@ class Quote:
     from_balance: int
     complimentary: int
     to_pay: int
+    # Bought besides, because a payment pays what is owed first: without it, the work would miss that much.
+    owed: int
     amount_cents: int
     characters_bought: int
     minimum_applied: bool
@@ -90,8 +96,11 @@ class Quote:
             lines.append(Line("complimentary_used_up", self.complimentary_left))
         cost = cents(self.price_per_character, self.to_pay)
         lines.append(Line("purchase", self.to_pay, cost))
-        if self.amount_cents > cost or self.characters_bought > self.to_pay:
-            lines.append(Line("minimum", self.characters_bought - self.to_pay, self.amount_cents - cost))
+        whole, whole_cost = self.to_pay + self.owed, cents(self.price_per_character, self.to_pay + self.owed)
+        if self.owed:
+            lines.append(Line("owed", self.owed, whole_cost - cost))
+        if self.amount_cents > whole_cost or self.characters_bought > whole:
+            lines.append(Line("minimum", self.characters_bought - whole, self.amount_cents - whole_cost))
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,6 +147,7 @@ def quote(prices: Prices, means: Means, characters: int) -> Quote:
         from_balance=from_balance,
         complimentary=complimentary,
         to_pay=rest - complimentary,
+        owed=max(means.owed, 0) if rest > complimentary else 0,
         complimentary_left=max(means.complimentary_left, 0) if may_be_given else None,
     )
 
@@ -152,6 +162,7 @@ def _quote(
     prices: Prices,
     *,
     to_pay: int,
+    owed: int = 0,
     characters: int = 0,
     from_free: int = 0,
     from_balance: int = 0,
@@ -160,11 +171,12 @@ def _quote(
 ) -> Quote:
     price, minimum = prices.price_per_character, prices.checkout_minimum_cents
     amount = bought = 0
-    cost = cents(price, to_pay)
+    wanted = to_pay + owed
+    cost = cents(price, wanted)
     if to_pay:
         amount = max(cost, minimum)
         # The smallest checkout buys what its money is worth; a larger one exactly what is missing.
-        bought = max(to_pay, _worth(price, minimum)) if cost <= minimum else to_pay
+        bought = max(wanted, _worth(price, minimum)) if cost <= minimum else wanted
     return Quote(
         characters=characters,
         from_free=from_free,
@@ -172,6 +184,7 @@ def _quote(
         complimentary=complimentary,
         complimentary_left=complimentary_left,
         to_pay=to_pay,
+        owed=owed,
         amount_cents=amount,
         characters_bought=bought,
         minimum_applied=amount > cost,

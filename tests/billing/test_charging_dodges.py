@@ -46,7 +46,7 @@ async def asked(db: Database, job: str) -> int:
 
 
 async def remove_contents(db: Database, user: int) -> None:
-    """What DELETE /api/contents/{id} does to the rows; its caller is told to try again when the worker was in the way."""
+    """What DELETE /api/contents/{id} does; its caller is told to try again when the worker was in the way."""
     mine = select(Project.id).where(Project.user_id == user)
     while True:
         with suppress(DBAPIError):

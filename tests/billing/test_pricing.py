@@ -80,11 +80,27 @@ def test_the_reasoning_is_told_line_by_line() -> None:
     ]
 
 
+def test_what_is_owed_is_bought_with_what_is_missing() -> None:
+    found = pricing.quote(PRICES, Means(500, 0, 0, owed=4_000), 1_500)
+    assert (found.from_balance, found.to_pay, found.owed) == (500, 1_000, 4_000)
+    assert (found.characters_bought, found.amount_cents) == (5_000, 183)
+    assert [(line.kind, line.characters, line.amount_cents) for line in found.lines[-2:]] == [
+        ("purchase", 1_000, 37),
+        ("owed", 4_000, 146),
+    ]
+    # Nothing is bought for it where nothing is missing, or is given.
+    assert pricing.quote(PRICES, Means(500, 0, 0, owed=4_000), 500).owed == 0
+    assert pricing.quote(PRICES, Means(0, 0, 20_000, owed=4_000), 1_500).owed == 0
+    small = pricing.quote(PRICES, Means(owed=100), 200)
+    assert (small.amount_cents, small.characters_bought, small.minimum_applied) == (60, 1_643, True)
+    assert sum(line.characters for line in small.lines if line.kind != "complimentary_used_up") == 1_643
+
+
 _COUNTS = st.integers(0, 60_000) | st.integers(0, HUGE)
 
 
 @given(
-    means=st.builds(Means, _COUNTS, st.sampled_from([0, 10_000]), st.integers(0, 20_000)),
+    means=st.builds(Means, _COUNTS, st.sampled_from([0, 10_000]), st.integers(0, 20_000), st.just(0) | _COUNTS),
     characters=_COUNTS,
     price=st.decimals("0.000000000001", "10", places=12),
     minimum=st.integers(1, 10_000),
@@ -98,9 +114,11 @@ def test_what_every_quote_adds_up_to(means: Means, characters: int, price: Decim
     assert found.complimentary <= means.complimentary_left
     assert sum(line.amount_cents for line in found.lines) == found.amount_cents
     assert found.is_free or found.amount_cents >= minimum
-    assert found.characters_bought >= found.to_pay
+    assert found.characters_bought >= found.to_pay + found.owed
     # Nobody pays more than a character's price too much, beyond the smallest checkout and the rounding of a cent.
-    assert found.minimum_applied or abs(found.amount_cents - price * 100 * found.to_pay) <= Decimal("0.5")
+    assert found.minimum_applied or abs(found.amount_cents - price * 100 * (found.to_pay + found.owed)) <= Decimal(
+        "0.5"
+    )
     assert Quote.from_dict(found.as_dict()) == found
 
 

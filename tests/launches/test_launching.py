@@ -312,3 +312,29 @@ async def test_a_tick_takes_what_is_due_and_runs_once_for_each_period(yard: Yard
     assert made == 1
     assert service.ADVANCE == "launches.advance"
     assert paid_session(await yard.row(order))["amount_total"] == 0
+
+
+async def test_who_owes_buys_what_is_owed_as_well(yard: Yard, stripe: StripeServer) -> None:
+    """Else the payment would pay the debt first, and what was paid for could not begin."""
+    await yard.buy(5_000)
+    async with yard.db.transaction() as session:
+        held = await ledger.hold(
+            session, user_id=yard.user, characters=5_000, reference=f"owes:{yard.user}", purpose="generation"
+        )
+        await ledger.settle(session, held.id, 5_000)
+        await ledger.take_back(
+            session, user_id=yard.user, kind=ledger.CHARGEBACK, characters=5_000, reference=f"{yard.user}", params={}
+        )
+    assert (await yard.balance()).owed == 5_000
+    launched = await yard.launch(await yard.add_content(60_000))
+    quoted = launched["quote"]
+    assert (quoted["from_free"], quoted["to_pay"], quoted["owed"]) == (10_000, 50_000, 5_000)
+    assert (quoted["characters_bought"], quoted["amount_cents"]) == (55_000, 2_008)
+    assert [line["kind"] for line in quoted["lines"]] == ["free_quota", "purchase", "owed"]
+    await yard.pay(launched["order_id"])
+    await yard.advance(launched["order_id"])
+    shown = await yard.order(launched["order_id"])
+    assert (shown["state"], shown["held"]) == ("running", 60_000)
+    balance = await yard.balance()
+    assert (balance.owed, balance.available) == (0, 0)
+    await yard.books_are_right()

@@ -125,7 +125,7 @@ async def test_the_text_comes_while_it_is_made(app: Any, host: ServingHost, mode
         assert isinstance(await anext(parts), Piece)
         assert host.child.idle_seconds == 0.0, "the child is still at it"
     # Nobody waits any more: the child stops, and is not asked again before it is free.
-    await until(lambda: _is_idle(host), seconds=10)
+    await until(lambda: _is_idle(host), seconds=30)
     assert (await ask(app, models[0]))[0]
 
 
@@ -259,7 +259,7 @@ async def test_a_deadline_ends_the_answer_and_the_work(app: Any, host: ServingHo
     await ask(app, models[0])
     with pytest.raises(NoAnswerInTime):
         await ask(app, models[0], endless(), seconds=0.3)
-    await until(lambda: _is_idle(host), seconds=10)
+    await until(lambda: _is_idle(host), seconds=30)
 
 
 async def test_an_asker_who_dies_without_a_word_is_noticed(

@@ -75,6 +75,10 @@ _LINES: Final[dict[str, Sentences]] = {
         "fr": "{n} caractères à {price} {currency} l'unité coûtent {amount} {currency}.",
         "en": "{n} characters at {price} {currency} each cost {amount} {currency}.",
     },
+    "owed": {
+        "fr": "{n} caractères que vous devez, utilisés avant d'être remboursés, coûtent {amount} {currency} de plus.",
+        "en": "{n} characters that you owe, used before their money went back, cost {amount} {currency} more.",
+    },
     "minimum": {
         "fr": "Un paiement est de {minimum} {currency} au moins : {amount} {currency} de plus, et {n} caractères de "
         "plus restent sur votre solde.",

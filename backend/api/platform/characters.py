@@ -144,6 +144,7 @@ class QuoteOut(BaseModel):
     from_balance: int
     complimentary: int
     to_pay: int
+    owed: int = Field(description="Bought besides: used before its money went back")
     is_free: bool
     amount_cents: int
     total_price: float
@@ -287,6 +288,7 @@ async def quote_work(
         from_balance=quote.from_balance,
         complimentary=quote.complimentary,
         to_pay=quote.to_pay,
+        owed=quote.owed,
         is_free=quote.is_free,
         amount_cents=quote.amount_cents,
         total_price=float(Decimal(quote.amount_cents) / 100),

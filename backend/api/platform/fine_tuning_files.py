@@ -12,7 +12,7 @@ from backend.api.downloads import DOWNLOAD_DOCS, IfRangeHeader, RangeHeader, dow
 from backend.api.errors import error_responses
 from backend.api.evaluations import EvaluationOut, evaluation_out
 from backend.api.idempotency import IdempotentRoute
-from backend.api.platform.deps import OwnedFineTuning, RowId
+from backend.api.platform.deps import OwnedFineTuning, RowId, WindowDep, shown
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.projects.models import Project
@@ -81,7 +81,9 @@ async def export_fine_tuning(
 
 
 @router.get("/files", responses=error_responses(401, 404))
-async def list_fine_tuning_files(fine_tuning: OwnedFineTuning, session: SessionDep) -> list[FileOut]:
+async def list_fine_tuning_files(
+    fine_tuning: OwnedFineTuning, session: SessionDep, window: WindowDep, response: Response
+) -> list[FileOut]:
     """The files of its latest export."""
     artifacts = await queries.list_artifacts(session, fine_tuning.id, queries.EXPORT)
     return [
@@ -91,7 +93,7 @@ async def list_fine_tuning_files(fine_tuning: OwnedFineTuning, session: SessionD
             sha256=item.sha256,
             download_url=f"/api/fine-tunings/{fine_tuning.id}/files/{item.filename}",
         )
-        for item in artifacts
+        for item in shown(response, window, artifacts)
     ]
 
 
