@@ -47,6 +47,12 @@ Fine-tuned models answer at `/v1` as well, to clients that speak OpenAI's API.""
 
 
 _FACES = {"api": "platform", "v1": "openai"}
+# What a page of another origin may read.
+_EXPOSED = [
+    *("X-Request-ID", "X-Total-Count", REPLAYED, "Retry-After", "Content-Disposition", "Content-Language"),
+    *RATE_LIMIT_HEADERS,
+    *ANSWER_HEADERS,
+]
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -75,7 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
+            expose_headers=_EXPOSED,
         )
     if settings.auth_mode == "local":
         app.add_middleware(LocalGuard, hosts=settings.allowed_hosts, origins=settings.cors_origins)

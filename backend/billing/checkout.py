@@ -74,7 +74,8 @@ async def open_checkout(db: Database, stripe: Stripe, settings: Settings, order_
     """The order with its `checkout_url`, which is made when there is none; the order's row must be committed.
 
     One that is paid keeps the address at which it was. Asks Stripe outside any transaction. After PaymentsUnavailable
-    the order waits, and a second call goes on with it; after PaymentsRefused it has expired. Raises CheckoutExpired for an order that nobody can pay any more.
+    the order waits, and a second call goes on with it; after PaymentsRefused it has expired. Raises CheckoutExpired for
+    an order that nobody can pay any more.
     """
     require_payments(settings)
     async with db.transaction() as session:

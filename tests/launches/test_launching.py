@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from backend.billing import ledger
 from backend.billing.models import LedgerEntry, Order
 from backend.datasets.models import Example
 from backend.jobs.models import Job

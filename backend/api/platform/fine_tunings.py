@@ -235,7 +235,7 @@ async def delete_fine_tuning(fine_tuning_id: RowId, claims: ClaimsDep, services:
     response_model=AnswerOut,
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "headers": ANSWER_HEADERS},
-        **error_responses(400, 401, 404, 409, 429, 502, 503),
+        **error_responses(400, 401, 404, 409, 502, 503),
     },
 )
 async def question_fine_tuning(
