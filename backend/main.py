@@ -16,7 +16,7 @@ from backend.api.auth import VerifiedTokens
 from backend.api.bodies import PlainBodies
 from backend.api.idempotency import REPLAYED
 from backend.api.middleware import LocalGuard, RequestId
-from backend.api.openai.errors import OpenAIErrors
+from backend.api.openai.errors import OpenAIErrorOut, OpenAIErrors
 from backend.api.platform.answer_stream import ANSWER_HEADERS
 from backend.api.rate_limit import HEADERS as RATE_LIMIT_HEADERS
 from backend.api.rate_limit import RateLimits, RequestCounter, rate_limit_docs
@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(studio.router)
     app.include_router(platform.router, prefix="/api", responses=rate_limit_docs())
     app.include_router(platform.signed_router, prefix="/api")
-    app.include_router(openai.router, prefix="/v1")
+    app.include_router(openai.router, prefix="/v1", responses=rate_limit_docs(OpenAIErrorOut))
     # The last one added is the outermost.
     app.add_middleware(PlainBodies)
     if settings.rate_limits:

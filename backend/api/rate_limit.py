@@ -11,6 +11,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from fastapi import Request
+from pydantic import BaseModel
 from redis.asyncio import Redis
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -282,13 +283,13 @@ def address_of(scope: Scope) -> str:
     return f"{IPv6Address(int(address) >> 64 << 64)}/64"
 
 
-def rate_limit_docs() -> dict[int | str, dict[str, Any]]:
+def rate_limit_docs(model: type[BaseModel] = ErrorOut) -> dict[int | str, dict[str, Any]]:
     """For the `responses=` of every route that is counted."""
     integer = {"schema": {"type": "integer"}}
     names = (*HEADERS, "Retry-After")
     return {
         429: {
-            "model": ErrorOut,
+            "model": model,
             "description": "Too many requests; Retry-After says in how many seconds to try again",
             "headers": dict.fromkeys(names, integer),
         }

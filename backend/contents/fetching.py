@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from backend.contents import queries
+from backend.contents import ending, queries
 from backend.contents.errors import ProjectFull
 from backend.contents.extraction import ExtractionLimits
 from backend.contents.models import Content
@@ -23,9 +23,7 @@ from backend.jobs import kinds, queue
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
 from backend.jobs.running import JobRun
-from backend.jobs.states import JobState
 from backend.kit.broker import Broker
-from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.storage import Storage, file_digest
 
@@ -146,22 +144,7 @@ async def _locked(session: AsyncSession, content_id: int) -> Content | None:
 
 
 async def _fetching_ended(session: AsyncSession, job: Job) -> None:
-    """A page that was not fetched says why. The project's stage does not suffer: its other documents are there."""
-    if job.state == JobState.FAILED:
-        values = {
-            "error_code": job.error_code,
-            "error_message": job.error_message,
-            "error_context": job.error_context,
-        }
-    elif job.state == JobState.CANCELLED:
-        values = {"error_code": FetchCancelled.code, "error_message": FetchCancelled.template, "error_context": {}}
-    else:
-        values = {}
-    if values:
-        unfinished = (Content.id == int(job.params["content_id"]), Content.status.in_(["pending", "processing"]))
-        await session.execute(update(Content).where(*unfinished).values(status="error", **values))
-    assert job.project_id is not None
-    await projects.settle_stage(session, job.project_id)
+    await ending.note_end(session, job, FetchCancelled)
 
 
 FETCHING = kinds.register(JobKind("website_fetch", "default", max_attempts=4, ending=_fetching_ended))

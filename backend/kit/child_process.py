@@ -37,7 +37,7 @@ async def run_child(
         exit_code = await process.wait()
         return exit_code, (await complaints).decode("utf-8", "replace")
     finally:
-        await _end(process, grace_seconds)
+        await end(process, grace_seconds)
         complaints.cancel()
 
 
@@ -48,8 +48,11 @@ async def _tail(stream: asyncio.StreamReader) -> bytes:
     return tail
 
 
-async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
-    """Leaves no process of the child's group alive, whatever happens to this task meanwhile."""
+async def end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
+    """SIGTERM, then after the grace SIGKILL, to a child that leads its session, and to all that it started.
+
+    Leaves no process of the child's group alive, whatever happens to this task meanwhile.
+    """
     try:
         if process.returncode is None:
             _signal(process.pid, signal.SIGTERM)

@@ -11,6 +11,10 @@ from typing_extensions import TypedDict
 
 AuthMode = Literal["local", "token"]
 FREE_PLAN = "Free"
+# What Stripe counts in whole units or in thousandths (https://docs.stripe.com/currencies): 365 would be 365 yen.
+_WITHOUT_CENTS = frozenset(
+    "bif clp djf gnf isk jpy kmf krw mga pyg rwf ugx vnd vuv xaf xof xpf bhd iqd jod kwd lyd omr tnd".split()
+)
 
 
 class PlanTerms(TypedDict, total=False):
@@ -157,6 +161,13 @@ class Settings(BaseSettings):
         FREE_PLAN: {"max_projects": 3, "max_fine_tunings": 2},
         "Pro": {"max_projects": 10, "max_fine_tunings": 5},
     }
+
+    @field_validator("currency")
+    @classmethod
+    def _has_cents(cls, currency: str) -> str:
+        if currency in _WITHOUT_CENTS:
+            raise ValueError(f"CURRENCY: '{currency}' has no cents, and all amounts here are counted in them")
+        return currency
 
     @field_validator("plans")
     @classmethod

@@ -4,13 +4,12 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from backend.kit import child_process
 from backend.training.errors import RunFolderBusy, TrainerFailed, TrainerKilled
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ async def run_trainer(
         last = await _follow(process, on_event)
         exit_code = await process.wait()
     finally:
-        await _end(process, grace_seconds)
+        await child_process.end(process, grace_seconds)
     if exit_code == 0:
         return last.get("complete", {})
     if "error" in last:
@@ -83,23 +82,6 @@ async def _follow(process: asyncio.subprocess.Process, on_event: OnEvent) -> dic
         last[name] = event
         await on_event(event)
     return last
-
-
-async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
-    """Leaves no process of the child's group alive, whatever happens to this task meanwhile."""
-    try:
-        if process.returncode is None:
-            _signal(process.pid, signal.SIGTERM)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), grace_seconds)
-    finally:
-        _signal(process.pid, signal.SIGKILL)
-        await asyncio.shield(process.wait())
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
 
 
 def _tail(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from backend.billing import charging
-from backend.datasets import concluding, dividing
+from backend.datasets import concluding, dividing, reading
 from celery_app import job_task
 from celery_app.app import app
 
@@ -33,8 +33,9 @@ def dying_after(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaita
 
 # Where a worker is killed, in the order in which a job comes by.
 POINTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "once it is noted what it reads": (reading, "note", dying_after),
     "before the dataset is ready": (dividing, "divide", dying_before),
-    "in the transaction that makes it ready": (concluding, "_processed", dying_after),
+    "in the transaction that makes it ready": (concluding, "_judged", dying_after),
     "before the job is ended": (job_task, "_finish", dying_before),
     "after the hold is settled, before the commit": (charging, "charge", dying_after),
     "after the job is ended": (job_task, "publish_end", dying_before),

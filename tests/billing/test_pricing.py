@@ -1,5 +1,6 @@
 """What characters cost: a table of cases, and what holds for all of them."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from backend.billing import pricing
 from backend.billing.pricing import Means, Prices, Quote
+from backend.kit.config import Settings
 
 PRICES = Prices(
     price_per_character=Decimal("0.000365"),
@@ -134,3 +137,11 @@ def test_splitting_a_job_gains_no_more_than_the_cap(parts: list[int]) -> None:
         paid_for += found.characters_bought
     assert balance >= 0
     assert paid_for >= sum(parts) - 10_000 - 20_000
+
+
+@pytest.mark.parametrize(("currency", "is_taken"), [("eur", True), ("usd", True), ("jpy", False), ("kwd", False)])
+def test_a_currency_without_cents_is_refused(monkeypatch: pytest.MonkeyPatch, currency: str, is_taken: bool) -> None:
+    """100 yen would be charged where 1 is meant."""
+    monkeypatch.setenv("CURRENCY", currency)
+    with nullcontext() if is_taken else pytest.raises(ValidationError, match="has no cents"):
+        assert Settings(_env_file=None).currency == currency

@@ -4,6 +4,7 @@ import io
 import wave
 from collections.abc import AsyncIterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -97,6 +98,29 @@ async def test_upload_list_get_change_delete(tenant: Tenant, project: int, db: D
     assert (await tenant.client.get(f"/api/contents/{content['id']}")).json()["error_code"] == "CONTENT_NOT_FOUND"
     assert (await tenant.client.get(files)).json() == {"files": []}
     assert await stored_keys(app, f"projects/{await studio_project(db, project)}") == []
+
+
+async def test_the_contracts_pdf(tenant: Tenant, project: int, examples_folder: Path) -> None:
+    """Read before the answer, so that it is `processed` where the contract's example is still `processing`."""
+    content = (examples_folder / "quillon-40.pdf").read_bytes()
+    fields = {"name": "Document PDF", "description": "Description du document", "file_type": "pdf"}
+    made = await upload(tenant, project, content, "document.pdf", **fields)
+    assert made.status_code == 201, made.text
+    me = tenant.login["user"]["id"]
+    expected = shape(
+        project_id=project,
+        name=fields["name"],
+        description=fields["description"],
+        type="pdf",
+        url=None,
+        file_path=f"/uploads/user_{me}/document.pdf",
+        size=len(content),
+        error_code=None,
+    )
+    matches(made.json(), expected)
+    changes = {"name": "Document renommé", "description": "Description mise à jour"}
+    changed = await tenant.client.put(f"/api/contents/{made.json()['id']}", json=changes)
+    matches(changed.json(), {**expected, **changes})
 
 
 async def test_what_the_studio_uploads_is_shown_here(tenant: Tenant) -> None:

@@ -1,9 +1,9 @@
 """Starts the jobs that bring videos and recordings to text, and says what becomes of a content when they end."""
 
-from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from backend.contents import ending
 from backend.contents.errors import UnknownContent
 from backend.contents.models import Content
 from backend.contents.transcription.errors import ContentNotAVideo, TranscriptionCancelled
@@ -11,9 +11,8 @@ from backend.contents.transcription.transcripts import VTT
 from backend.jobs import kinds, queue
 from backend.jobs.kinds import JobKind
 from backend.jobs.models import Job
-from backend.jobs.states import LIVE, JobState
+from backend.jobs.states import LIVE
 from backend.kit.broker import Broker
-from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.providers.youtube.addresses import video_id
 
@@ -81,23 +80,7 @@ async def _start(session: AsyncSession, broker: Broker, kind: JobKind, content: 
 
 
 async def _transcription_ended(session: AsyncSession, job: Job) -> None:
-    """A recording that has no text says why. The project's stage does not suffer: its other documents are there."""
-    if job.state == JobState.FAILED:
-        values = {
-            "error_code": job.error_code,
-            "error_message": job.error_message,
-            "error_context": job.error_context,
-        }
-    elif job.state == JobState.CANCELLED:
-        cancelled = TranscriptionCancelled
-        values = {"error_code": cancelled.code, "error_message": cancelled.template, "error_context": {}}
-    else:
-        values = {}
-    if values:
-        unfinished = (Content.id == int(job.params["content_id"]), Content.status.in_(["pending", "processing"]))
-        await session.execute(update(Content).where(*unfinished).values(status="error", **values))
-    assert job.project_id is not None
-    await projects.settle_stage(session, job.project_id)
+    await ending.note_end(session, job, TranscriptionCancelled)
 
 
 TRANSCRIPTION = kinds.register(JobKind("transcribe_audio", "default", max_attempts=4, ending=_transcription_ended))
