@@ -79,5 +79,8 @@ def peak_bytes(device: str) -> int:
     """Highest use so far: of the GPU by tensors, or of the machine's memory by this process."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage's figure begins with what the parent had when it started this process.
+        return int(status.read_text(encoding="ascii").partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
