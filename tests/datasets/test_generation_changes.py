@@ -159,7 +159,8 @@ async def test_imported_examples_come_along_win_and_keep_their_side(
     brought = [row for row in rows if row.source == "imported"]
     assert {(row.is_valid, row.split) for row in brought} == {(True, "eval"), (True, "train")}
     again = [row for row in rows if row.source == "generated" and row.instruction == twin["instruction"]]
-    assert [(row.is_valid, row.invalid_reason) for row in again] == [(False, "duplicate")]
+    # A round that makes up for the duplicate may write it once more.
+    assert {(row.is_valid, row.invalid_reason) for row in again} == {(False, "duplicate")}
 
 
 async def test_what_is_close_to_a_reference_file_is_refused(
