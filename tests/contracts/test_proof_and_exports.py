@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ async def test_a_judge_compares_the_answers(
 
 
 @pytest.fixture(scope="module")
-async def files(walked: Walked, run_jobs: RunJob) -> dict[str, dict[str, Any]]:
+async def files(walked: Walked, run_jobs: RunJob) -> AsyncIterator[dict[str, dict[str, Any]]]:
     """The export in all formats, by the platform's route, by filename."""
     number = await number_of(walked)
     client = walked.tenant.client
@@ -88,7 +89,10 @@ async def files(walked: Walked, run_jobs: RunJob) -> dict[str, dict[str, Any]]:
     assert job["state"] == "success", job
     assert (job["kind"], job["queue"]) == ("model_export", "gpu")
     assert set(job["result"]["drift"]) == {"merged", "gguf-f16", "gguf-q8_0"}
-    return {item["filename"]: item for item in (await client.get(f"/api/fine-tunings/{number}/files")).json()}
+    yield {item["filename"]: item for item in (await client.get(f"/api/fine-tunings/{number}/files")).json()}
+    # The run is everybody's: it is left with the export that it had.
+    again = await client.post(f"{walked.path}/export")
+    assert (await run_jobs(again.json()["job_id"]))["state"] == "success"
 
 
 async def test_models_leave_in_all_formats_with_all_that_describes_them(
