@@ -7,6 +7,23 @@ from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.rest import ANSWER_SECONDS, RestClient
 
 
+class RestChat:
+    """`answer` and `stream` of a TuningProvider; a subclass says whom to ask, and where."""
+
+    _chat_client: RestClient
+    _chat_path: str
+
+    async def answer(
+        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
+    ) -> str:
+        return await complete(self._chat_client, self._chat_path, chat_body(model, messages, max_tokens, temperature))
+
+    def stream(
+        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
+    ) -> AsyncIterator[str]:
+        return pieces(self._chat_client, self._chat_path, chat_body(model, messages, max_tokens, temperature))
+
+
 def chat_body(model: str, messages: Sequence[ChatMessage], max_tokens: int, temperature: float) -> dict[str, Any]:
     return {
         "model": model,

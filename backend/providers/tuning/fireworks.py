@@ -6,13 +6,11 @@ Ids of jobs and data sets are ours to choose, so a job is made once however ofte
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from backend.providers.answers import quoted
-from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     Estimate,
     ProviderRateLimited,
@@ -23,7 +21,7 @@ from backend.providers.tuning.base import (
     TuningJob,
     TuningProgress,
 )
-from backend.providers.tuning.chat import chat_body, complete, pieces
+from backend.providers.tuning.chat import RestChat
 from backend.providers.tuning.hyperparameters import on_the_wire
 from backend.providers.tuning.rest import SECONDS, RestClient
 from backend.providers.tuning.withdrawal import take_back
@@ -57,7 +55,7 @@ _CHAT: Final = "chat/completions"
 _DATASET_CHECKS: Final = 30
 
 
-class FireworksTuning:
+class FireworksTuning(RestChat):
     """TuningProvider. `base_url` is that of the inference API; the other API lies beside it, at /v1."""
 
     name = "fireworks"
@@ -67,6 +65,7 @@ class FireworksTuning:
         self._check_seconds = check_seconds
         inference = base_url.rstrip("/")
         self._inference = RestClient(self.name, inference, key, seconds=seconds)
+        self._chat_client, self._chat_path = self._inference, _CHAT
         self._rest = RestClient(self.name, inference.removesuffix(_INFERENCE) + "/v1", key, seconds=seconds)
         self._known_account = ""
 
@@ -155,16 +154,6 @@ class FireworksTuning:
                 "It estimates the cost when it takes the job; the fine-tuning shows it from then on.",
             ),
         )
-
-    async def answer(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> str:
-        return await complete(self._inference, _CHAT, chat_body(model, messages, max_tokens, temperature))
-
-    def stream(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> AsyncIterator[str]:
-        return pieces(self._inference, _CHAT, chat_body(model, messages, max_tokens, temperature))
 
     async def _account(self) -> str:
         """The key's account, as 'accounts/<id>'."""

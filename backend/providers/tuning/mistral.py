@@ -4,12 +4,10 @@ Shapes: the OpenAPI description that Mistral publishes (paths /v1/files and /v1/
 `auto_start` false; once it is VALIDATED its cost is known, and `poll` starts it.
 """
 
-from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from backend.providers.answers import quoted
-from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     Estimate,
     ProviderRateLimited,
@@ -19,7 +17,7 @@ from backend.providers.tuning.base import (
     TuningJob,
     TuningProgress,
 )
-from backend.providers.tuning.chat import chat_body, complete, pieces
+from backend.providers.tuning.chat import RestChat
 from backend.providers.tuning.hyperparameters import on_the_wire
 from backend.providers.tuning.rest import SECONDS, RestClient
 from backend.providers.tuning.withdrawal import take_back
@@ -42,7 +40,7 @@ _SUFFIX_CHARACTERS: Final = 18
 _PAGES, _PAGE_SIZE = 20, 100
 
 
-class MistralTuning:
+class MistralTuning(RestChat):
     """TuningProvider. A job keeps nothing of ours, so the training file carries our job id in its name."""
 
     name = "mistral"
@@ -50,6 +48,7 @@ class MistralTuning:
     def __init__(self, key: str, base_url: str, *, seconds: float = SECONDS) -> None:
         self._key = key
         self._rest = RestClient(self.name, base_url, key, seconds=seconds)
+        self._chat_client, self._chat_path = self._rest, _CHAT
 
     def __repr__(self) -> str:
         return "MistralTuning()"
@@ -133,16 +132,6 @@ class MistralTuning:
                 "the fine-tuning shows it from then on.",
             ),
         )
-
-    async def answer(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> str:
-        return await complete(self._rest, _CHAT, chat_body(model, messages, max_tokens, temperature))
-
-    def stream(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> AsyncIterator[str]:
-        return pieces(self._rest, _CHAT, chat_body(model, messages, max_tokens, temperature))
 
     async def _upload(self, job: TuningJob, *, validation: bool) -> str:
         file = job.validation_file if validation else job.training_file

@@ -4,13 +4,11 @@ Shapes: docs.together.ai/reference/post-fine-tunes, get-fine-tunes, get-fine-tun
 post-fine-tunes-id-cancel and upload-file. LoRA is what it does by default, and what is asked for here.
 """
 
-from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from backend.providers.answers import quoted
-from backend.providers.llm.base import ChatMessage
 from backend.providers.tuning.base import (
     Estimate,
     ProviderRateLimited,
@@ -20,7 +18,7 @@ from backend.providers.tuning.base import (
     TuningJob,
     TuningProgress,
 )
-from backend.providers.tuning.chat import chat_body, complete, pieces
+from backend.providers.tuning.chat import RestChat
 from backend.providers.tuning.hyperparameters import on_the_wire
 from backend.providers.tuning.rest import SECONDS, RestClient
 from backend.providers.tuning.withdrawal import take_back
@@ -44,7 +42,7 @@ _SUFFIX_CHARACTERS: Final = 64
 _PACKING: Final = {"compressing": 95.0, "uploading": 97.0}
 
 
-class TogetherTuning:
+class TogetherTuning(RestChat):
     """TuningProvider. A job keeps nothing of ours, so the training file carries our job id in its name."""
 
     name = "together"
@@ -52,6 +50,7 @@ class TogetherTuning:
     def __init__(self, key: str, base_url: str, *, seconds: float = SECONDS) -> None:
         self._key = key
         self._rest = RestClient(self.name, base_url, key, seconds=seconds)
+        self._chat_client, self._chat_path = self._rest, _CHAT
 
     def __repr__(self) -> str:
         return "TogetherTuning()"
@@ -131,16 +130,6 @@ class TogetherTuning:
                 "It counts them, and says the price, once it has read the file; there is no least price.",
             ),
         )
-
-    async def answer(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> str:
-        return await complete(self._rest, _CHAT, chat_body(model, messages, max_tokens, temperature))
-
-    def stream(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int = 512, temperature: float = 0.0
-    ) -> AsyncIterator[str]:
-        return pieces(self._rest, _CHAT, chat_body(model, messages, max_tokens, temperature))
 
     async def _upload(self, file: Path, name: str) -> str:
         fields = {"purpose": "fine-tune", "file_name": name, "file_type": "jsonl"}
