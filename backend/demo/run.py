@@ -23,6 +23,8 @@ from backend.embedded.foreground import NOT_STARTED
 from backend.embedded.stack import StackOptions, running
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "quillon-40.pdf"
+# A whole document at no cost: the demo's own service sells nothing.
+_FREE = {"FREE_CHARACTERS": "1000000000"}
 STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
@@ -85,7 +87,7 @@ def _demonstrate(document: Path, options: StackOptions, budget: Budget, console:
                 step.show(note=found.api_url)
             embedded = found.processes.get("llm") is not None
             return _flow(found.api_url, Path(found.data_dir), document, budget, screen), embedded
-        options = replace(own_folder(options), port=0, report=screen.line)
+        options = replace(own_folder(options), port=0, report=screen.line, env={**options.env, **_FREE})
         with ExitStack() as context:
             with screen.step("Start the stack", "PostgreSQL, Valkey, API, workers, language model") as step:
                 stack = context.enter_context(running(options))
