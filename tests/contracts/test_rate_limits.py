@@ -145,11 +145,13 @@ async def test_the_window_slides(opened: Opener, tenant: Tenant) -> None:
 async def test_a_refused_request_does_not_lengthen_the_wait(opened: Opener, tenant: Tenant) -> None:
     async with opened(rate_limit_get=1, rate_limit_window_seconds=2) as app, client_of(app, tenant) as client:
         assert (await client.get("/projects")).status_code == 200
-        for _ in range(8):
+        answers = []
+        for _ in range(9):
             await asyncio.sleep(0.25)
-            last = (await client.get("/projects")).status_code
-        await asyncio.sleep(0.1)
-        assert 200 in (last, (await client.get("/projects")).status_code)
+            answers.append((await client.get("/projects")).status_code)
+        # Refused again and again, and free once the first one has left the window; on a slow machine a turn earlier.
+        assert answers[0] == 429
+        assert 200 in answers
 
 
 async def test_without_a_token_of_ours_the_address_counts(opened: Opener, tenant: Tenant) -> None:
