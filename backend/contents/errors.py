@@ -20,9 +20,15 @@ class UnsupportedType(DomainError):
     template = "File '{filename}' has unsupported MIME type '{mime_type}'"
     advice = "Upload one of these types instead: {accepted}."
 
-    def __init__(self, *, filename: str, mime_type: str, accepted: list[str]) -> None:
-        super().__init__(filename=filename, mime_type=mime_type, accepted=", ".join(accepted))
+    def __init__(self, *, filename: str, mime_type: str, accepted: list[str], **context: str) -> None:
+        super().__init__(filename=filename, mime_type=mime_type, accepted=", ".join(accepted), **context)
         self.context["accepted"] = accepted
+
+
+class TypeOfOtherKind(UnsupportedType):
+    """The other `kind` of upload takes the type."""
+
+    advice = "Send the form field kind={kind} to upload it as such. Or upload one of these types instead: {accepted}."
 
 
 class UnknownKind(DomainError):

@@ -20,6 +20,7 @@ from backend.contents.errors import (
     NoDocuments,
     NoFiles,
     ProjectFull,
+    TypeOfOtherKind,
     UnknownContent,
     UnknownKind,
     UnknownPurpose,
@@ -253,6 +254,9 @@ async def _prepare_one(
     if file.size_bytes == 0:
         raise DocumentRejected("EMPTY_DOCUMENT", f"{filename} is empty. Upload a file with content.", filename=filename)
     if mime_type not in accepted:
+        for other, types in ACCEPTED.items():
+            if mime_type in types:
+                raise TypeOfOtherKind(filename=filename, mime_type=mime_type, accepted=sorted(accepted), kind=other)
         raise UnsupportedType(filename=filename, mime_type=mime_type, accepted=sorted(accepted))
     prefix = f"{folder}/contents/{uuid7()}"
     content = Content(

@@ -6,7 +6,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.datasets import queries
 from backend.datasets.models import Dataset
 
-_COLUMNS = "chunk_id, content_id, source, split, instruction, input, output, history, token_count, fingerprint, meta"
+_COLUMNS = (
+    "chunk_id, content_id, source, split, instruction, input, output, rejected, history, token_count, fingerprint, meta"
+)
 # Work of people's: imported, written by hand, or generated and then corrected.
 _BROUGHT = "(e.source IN ('imported', 'manual') OR e.edited_at IS NOT NULL)"
 # What the new dataset has already stays as it is, so that a second call adds nothing. A duplicate whose valid twin

@@ -120,8 +120,8 @@ def _shortfall(outcome: Outcome, valid: int, found: DatasetStats) -> dict[str, A
         f"{count} {reason}" for reason, count in sorted(found.validation_errors.items(), key=lambda item: -item[1])
     )
     reason = (
-        f"{valid} of {outcome.target} examples are valid after {outcome.rounds} rounds. "
-        f"{outcome.exhausted} chunks have no more to give"
+        f"{valid} of {outcome.target} examples are valid after {outcome.rounds} round{'s'[: outcome.rounds > 1]}. "
+        f"{outcome.exhausted} chunk{' has' if outcome.exhausted == 1 else 's have'} no more to give"
         f"{f', and these were refused: {refused}' if refused else ''}. "
         "Add documents, ask for fewer examples, or use a stronger model."
     )

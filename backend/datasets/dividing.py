@@ -86,16 +86,27 @@ def _reading_order(work: Work, rows: _Rows) -> list[int]:
     """The places of what a model wrote, as it stands in the documents."""
     position = {chunk_id: place for place, chunk_id in enumerate(work.whole.ids)}
     own = [at for at in range(len(rows.ids)) if not rows.brought[at]]
-    return sorted(own, key=lambda at: (position.get(rows.chunks[at], len(position)), rows.ids[at]))
+    order = sorted(own, key=lambda at: (position.get(rows.chunks[at], len(position)), rows.ids[at]))
+    if _is_one_chunk(rows, order):
+        # The second questions about its sentences come last: they belong to the first ones.
+        first = {rows.quotes[at]: place for place, at in reversed(list(enumerate(order)))}
+        order.sort(key=lambda at: first[rows.quotes[at]])
+    return order
+
+
+def _is_one_chunk(rows: _Rows, order: Sequence[int]) -> bool:
+    return bool(order) and all(rows.chunks[at] == rows.chunks[order[0]] for at in order)
 
 
 def _sides(rows: _Rows, order: Sequence[int], share: float, never: set[HeadingPath]) -> bytearray:
     """For each row: 1 when it is held out."""
     out = bytearray(rows.is_eval)
+    # A single chunk must be divided: then at least no quote is.
+    units = rows.quotes if _is_one_chunk(rows, order) else rows.chunks
     chosen = held_out(
         [rows.paths[at] for at in order],
         share,
-        chunks=[rows.chunks[at] for at in order],
+        chunks=[units[at] for at in order],
         pinned=[bool(rows.is_eval[at]) if rows.pinned[at] else None for at in order] if any(rows.pinned) else None,
         never=never,
     )

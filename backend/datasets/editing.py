@@ -1,6 +1,6 @@
 """What people do with single examples: correct them, mark them valid or not, move them, restore or delete them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.contents.token_counting import ApproximateTokenCounter
 from backend.datasets import queries
-from backend.datasets.errors import ExampleNotFound, PreviewHasNoSplit
+from backend.datasets.errors import ExampleNotFound, PreviewHasNoSplit, SameAnswers
 from backend.datasets.fingerprints import fingerprint
 from backend.datasets.models import Dataset, Example
 from backend.kit.text import storable
@@ -21,11 +21,12 @@ from backend.projects.models import Project
 MARKED = "marked_invalid"
 DUPLICATE = "duplicate"
 _TEXTS = ("instruction", "input", "output")
+_WRITTEN = (*_TEXTS, "rejected")
 _ESTIMATE = ApproximateTokenCounter()
 
 _KEEP_ORIGINAL = """
   original = coalesce(original, jsonb_build_object(
-    'instruction', instruction, 'input', input, 'output', output,
+    'instruction', instruction, 'input', input, 'output', output, 'rejected', rejected,
     'is_valid', is_valid, 'invalid_reason', invalid_reason, 'token_count', token_count)),
   edited_at = clock_timestamp(), updated_at = clock_timestamp()
 """
@@ -47,21 +48,25 @@ async def change(
     session: AsyncSession,
     example: Example,
     *,
-    texts: dict[str, str],
+    texts: Mapping[str, str | None],
     is_valid: bool | None = None,
     split: Literal["train", "eval"] | None = None,
 ) -> Example:
     """Sets the given texts (instruction, input, output), validity and split; `original` keeps what it was at first.
 
+    `rejected`, an answer that is worse than the output, is a text too; None takes it away.
+
     A corrected text is taken to be valid unless a person marked it invalid, and never when another valid example of
     the dataset says the same: then its `invalid_reason` is `duplicate`. Its tokens are estimated from those of the
-    original. What changes nothing writes nothing. Raises ExampleNotFound, PreviewHasNoSplit.
+    original. What changes nothing writes nothing. Raises ExampleNotFound, PreviewHasNoSplit, SameAnswers.
     """
     row = await _locked(session, example)
     if split is not None and row.split == "preview":
         raise PreviewHasNoSplit()
     before = _content(row)
-    wanted = {**before, **storable(texts)}
+    wanted = {**before, **storable(dict(texts))}
+    if wanted["rejected"] is not None and wanted["rejected"].strip() == wanted["output"].strip():
+        raise SameAnswers()
     if any(wanted[name] != before[name] for name in _TEXTS) and row.invalid_reason != MARKED:
         wanted |= {"is_valid": True, "invalid_reason": None}
     if is_valid is True:
@@ -165,9 +170,10 @@ async def _locked(session: AsyncSession, example: Example) -> Example:
 async def _apply(session: AsyncSession, row: Example, wanted: dict[str, Any]) -> None:
     """Writes texts and validity into the row, and what follows from them."""
     original = row.original or _content(row)
-    for name in _TEXTS:
-        setattr(row, name, wanted[name])
-    row.fingerprint = fingerprint(row.instruction, row.input, row.output, row.history)
+    for name in _WRITTEN:
+        # One that was edited before there were rejected answers had none.
+        setattr(row, name, wanted.get(name))
+    row.fingerprint = fingerprint(row.instruction, row.input, row.output, row.history, row.rejected)
     row.token_count = _estimate(original, wanted)
     row.is_valid, row.invalid_reason = wanted["is_valid"], wanted["invalid_reason"]
     if row.is_valid and row.split != "preview":
@@ -191,7 +197,7 @@ async def _written(session: AsyncSession, row: Example) -> Example:
 
 def _content(row: Example) -> dict[str, Any]:
     return {
-        **{name: getattr(row, name) for name in _TEXTS},
+        **{name: getattr(row, name) for name in _WRITTEN},
         "is_valid": row.is_valid,
         "invalid_reason": row.invalid_reason,
         "token_count": row.token_count,

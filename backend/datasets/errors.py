@@ -38,6 +38,14 @@ class DuplicatePair(Conflict):
     template = "The dataset has this question with this answer already, as pair {duplicate_of}. Change one of the two."
 
 
+class SameAnswers(DomainError):
+    code = "SAME_ANSWERS"
+    template = (
+        "The rejected answer is the same as the preferred one, so nothing can be learned from the two. "
+        "Change one of them, or leave the rejected one out."
+    )
+
+
 class PairRefused(DomainError):
     code = "PAIR_REFUSED"
     template = "The pair cannot be kept: {reason}"

@@ -25,17 +25,17 @@ _READ_BYTES = 256 * 1024
 # As text what leaves as text.
 _COLUMNS = "public_id::text, split, instruction, input, output, history::text, is_valid"
 _LIVE = f"""
-SELECT id, {_COLUMNS}, invalid_reason, meta::text FROM examples
+SELECT id, {_COLUMNS}, invalid_reason, meta::text, rejected FROM examples
 WHERE dataset_id = $1 AND id > $2 AND split = ANY($3) AND (is_valid OR $4)
 ORDER BY id LIMIT $5
 """  # noqa: S608  (constants of this file)
 # Each half is cut to the batch before they are put together.
 _FROZEN = f"""
-(SELECT id, {_COLUMNS}, invalid_reason, meta::text FROM examples
+(SELECT id, {_COLUMNS}, invalid_reason, meta::text, rejected FROM examples
  WHERE dataset_id = $1 AND id > $2 AND split = ANY($3) AND (is_valid OR $4) AND from_version <= $6
  ORDER BY id LIMIT $5)
 UNION ALL
-(SELECT example_id, {_COLUMNS}, NULL, meta::text FROM retired_examples
+(SELECT example_id, {_COLUMNS}, NULL, meta::text, rejected FROM retired_examples
  WHERE dataset_id = $1 AND example_id > $2 AND split = ANY($3) AND (is_valid OR $4)
    AND from_version <= $6 AND until_version > $6
  ORDER BY example_id LIMIT $5)

@@ -9,11 +9,11 @@ import orjson
 
 from backend.kit.formulas import guarded
 
-Format = Literal["jsonl", "messages", "prompt_completion", "sharegpt", "alpaca", "csv"]
+Format = Literal["jsonl", "messages", "prompt_completion", "sharegpt", "alpaca", "csv", "preference"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Message = dict[str, str]
 
-CSV_COLUMNS = ("instruction", "input", "output", "system", "history", "split")
+CSV_COLUMNS = ("instruction", "input", "output", "system", "history", "split", "rejected")
 _SHAREGPT = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -30,6 +30,8 @@ class Row(NamedTuple):
     invalid_reason: str | None
     # A JSON object as text.
     metadata: str
+    # An answer that is worse than `output`.
+    rejected: str | None = None
 
 
 def messages_of(instruction: str, given: str, output: str, history: Sequence[Message] | None) -> list[Message]:
@@ -44,6 +46,8 @@ def encode(rows: Iterable[Row], format: Format) -> bytes:
         return _csv([_cells(row) for row in rows])
     shape, lines = _SHAPES[format], bytearray()
     for row in rows:
+        if format == "preference" and row.rejected is None:
+            continue
         # Each line goes at once: thousands of small ones alive together cost three times as much.
         lines += orjson.dumps(shape(row), option=orjson.OPT_APPEND_NEWLINE)
     return bytes(lines)
@@ -63,6 +67,8 @@ def _own(row: Row) -> dict[str, Any]:
         "input": row.input,
         "output": row.output,
     }
+    if row.rejected is not None:
+        found["rejected"] = row.rejected
     system, turns = _parts(row)
     if system is not None:
         found["system"] = system
@@ -85,6 +91,19 @@ def _prompt_completion(row: Row) -> dict[str, Any]:
     if row.history:
         return {"prompt": prompt, "completion": [answer]}
     return {"prompt": prompt[0]["content"], "completion": answer["content"]}
+
+
+def preference_of(row: Row) -> dict[str, Any]:
+    """A preferred and a rejected answer to one prompt as TRL's DPOTrainer reads them: texts, or lists of messages."""
+    assert row.rejected is not None, "only what was rated is a preference"
+    *prompt, answer = messages_of(row.instruction, row.input, row.output, row.history)
+    if row.history:
+        return {
+            "prompt": prompt,
+            "chosen": [answer],
+            "rejected": [{"role": "assistant", "content": row.rejected}],
+        }
+    return {"prompt": prompt[0]["content"], "chosen": answer["content"], "rejected": row.rejected}
 
 
 def _sharegpt(row: Row) -> dict[str, Any]:
@@ -119,7 +138,8 @@ def _parts(row: Row) -> tuple[str | None, list[Message]]:
 def _cells(row: Row) -> list[str]:
     system, turns = _parts(row)
     history = orjson.dumps(turns).decode() if turns else ""
-    return [guarded(cell) for cell in (row.instruction, row.input, row.output, system or "", history, row.split)]
+    cells = (row.instruction, row.input, row.output, system or "", history, row.split, row.rejected or "")
+    return [guarded(cell) for cell in cells]
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
@@ -134,4 +154,5 @@ _SHAPES: dict[str, Callable[[Row], dict[str, Any]]] = {
     "prompt_completion": _prompt_completion,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
+    "preference": preference_of,
 }

@@ -99,7 +99,7 @@ def _batches(rows: Iterator[Row], *, skip: int) -> Iterator[list[Row]]:
         if number < skip:
             continue
         batch.append(row)
-        size += len(row.instruction) + len(row.input) + len(row.output)
+        size += len(row.instruction) + len(row.input) + len(row.output) + len(row.rejected or "")
         size += sum(len(turn["content"]) for turn in row.history or ())
         if len(batch) == _BATCH_ROWS or size > _BATCH_CHARACTERS:
             yield batch
@@ -159,6 +159,7 @@ def _values(work: _Work, batch: Sequence[Row]) -> list[dict[str, Any]]:
                 "instruction": row.instruction,
                 "input": row.input,
                 "output": row.output,
+                "rejected": row.rejected,
                 "history": row.history,
                 "is_valid": reason is None,
                 "invalid_reason": reason,
@@ -276,7 +277,7 @@ def _is_too_short(output: str) -> bool:
 
 
 def _fingerprint(row: Row) -> str:
-    return fingerprint(row.instruction, row.input, row.output, row.history)
+    return fingerprint(row.instruction, row.input, row.output, row.history, row.rejected)
 
 
 def _all_text(row: Row) -> str:

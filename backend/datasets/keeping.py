@@ -77,7 +77,7 @@ class Keeper:
                 stale = {
                     row.id: why
                     for row, why in zip(rows, refused, strict=True)
-                    if why is not None and row.edited_at is None
+                    if why is not None and row.edited_at is None and not _is_rated_twin(row, why)
                 }
                 if stale:
                     async with self._run.writing() as session:
@@ -163,6 +163,7 @@ class Keeper:
                     Example.input,
                     Example.output,
                     Example.history,
+                    Example.rejected,
                     Example.source,
                     Example.edited_at,
                 )
@@ -241,6 +242,11 @@ def _mark(run: JobRun, dataset: Dataset, answer: Answer, number: int) -> ChunkMa
 def question_of(instruction: str, given: str, history: Sequence[dict[str, str]] | None = None) -> str:
     """All that is asked: the same last turn after another conversation is another question."""
     return "\n".join([*(turn["content"] for turn in history or ()), instruction, *([given] if given else [])])
+
+
+def _is_rated_twin(row: Any, why: dict[str, Any]) -> bool:
+    """One answer may be preferred to several others: those are not compared, and each is worth its place."""
+    return row.rejected is not None and why["reason"] == NEAR_DUPLICATE
 
 
 async def _refuse(session: AsyncSession, stale: dict[int, dict[str, Any]]) -> None:

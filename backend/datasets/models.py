@@ -79,16 +79,18 @@ class Example(Record):
     instruction: Mapped[str] = mapped_column(Text)
     input: Mapped[str] = mapped_column(Text, default="")
     output: Mapped[str] = mapped_column(Text)
+    # An answer that is worse than `output`, for training on preferences.
+    rejected: Mapped[str | None] = mapped_column(Text)
     # The turns before the instruction, as [{role, content}], system prompt included; None for a single turn.
     history: Mapped[list[dict[str, str]] | None] = mapped_column(JSONB(none_as_null=True))
     is_valid: Mapped[bool] = mapped_column(Boolean, default=True)
     invalid_reason: Mapped[str | None] = mapped_column(String(60))
     token_count: Mapped[int] = mapped_column(Integer)
-    # SHA-256 of the normalised question and answer: the second one of a dataset is marked as a duplicate.
+    # SHA-256 of the normalised question and answer (or answers): the second one of a dataset is marked as a duplicate.
     fingerprint: Mapped[str] = mapped_column(String(64))
     meta: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
-    # What it was before the first edit, None while unedited: {instruction, input, output, is_valid, invalid_reason,
-    # token_count}.
+    # What it was before the first edit, None while unedited: {instruction, input, output, rejected, is_valid,
+    # invalid_reason, token_count}.
     original: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     edited_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
@@ -114,6 +116,7 @@ class RetiredExample(Base):
     instruction: Mapped[str] = mapped_column(Text)
     input: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text)
+    rejected: Mapped[str | None] = mapped_column(Text)
     history: Mapped[list[dict[str, str]] | None] = mapped_column(JSONB(none_as_null=True))
     is_valid: Mapped[bool] = mapped_column(Boolean)
     token_count: Mapped[int] = mapped_column(Integer)

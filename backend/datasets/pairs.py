@@ -50,21 +50,24 @@ GROUP BY instruction
 # One statement for all: the triggers that count revisions run once for each.
 _INSERT = text("""
 INSERT INTO examples
-  (public_id, dataset_id, source, split, instruction, input, output, is_valid, token_count, fingerprint, meta)
-SELECT public_id, :dataset_id, 'manual', split, question, '', answer, true, tokens, fingerprint, meta::jsonb
+  (public_id, dataset_id, source, split, instruction, input, output, rejected, is_valid, token_count, fingerprint, meta)
+SELECT public_id, :dataset_id, 'manual', split, question, '', answer, rejected, true, tokens, fingerprint, meta::jsonb
 FROM unnest(CAST(:public_ids AS uuid[]), CAST(:sides AS text[]), CAST(:question AS text[]), CAST(:answer AS text[]),
-            CAST(:tokens AS int[]), CAST(:fingerprint AS text[]), CAST(:meta AS text[]))
-  AS given (public_id, split, question, answer, tokens, fingerprint, meta)
+            CAST(:rejected AS text[]), CAST(:tokens AS int[]), CAST(:fingerprint AS text[]), CAST(:meta AS text[]))
+  AS given (public_id, split, question, answer, rejected, tokens, fingerprint, meta)
 RETURNING fingerprint, id
 """)
-_COLUMNS = ("question", "answer", "tokens", "fingerprint", "meta")
+_COLUMNS = ("question", "answer", "rejected", "tokens", "fingerprint", "meta")
 
 
 @dataclass(frozen=True, slots=True)
 class NewPair:
+    """`rejected` is an answer that is worse than `answer`."""
+
     question: str
     answer: str
     metadata: Mapping[str, Any] | None = None
+    rejected: str | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +86,7 @@ class _Ready:
     index: int
     question: str
     answer: str
+    rejected: str | None
     meta: str
     tokens: int
     fingerprint: str
@@ -165,10 +169,13 @@ async def change(
     question: str | None = None,
     answer: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    rejected: str | None = None,
+    drops_rejected: bool = False,
 ) -> Example:
     """Sets what is given; another question takes the place of instruction and input. It is an edit like the studio's.
 
-    Raises PairNotFound, PairRefused, DuplicatePair, UnknownDataset.
+    `drops_rejected` takes the rejected answer away.
+    Raises PairNotFound, PairRefused, SameAnswers, DuplicatePair, UnknownDataset.
     """
     locked = await queries.lock(session, dataset.id)
     if locked is None:
@@ -176,14 +183,15 @@ async def change(
     example = await get(session, dataset, number)
     question = question_of(example) if question is None else storable(question).strip()
     answer = example.output if answer is None else storable(answer).strip()
-    if reason := _fault(question, answer, metadata):
+    kept = None if drops_rejected else example.rejected
+    rejected = kept if rejected is None else storable(rejected).strip()
+    if reason := _fault(question, answer, metadata, rejected):
         raise PairRefused(reason=reason)
-    texts = {"output": answer}
+    texts: dict[str, str | None] = {"output": answer, "rejected": rejected}
     if question != question_of(example):
         texts |= {"instruction": question, "input": ""}
     if example.history is None:
-        alike = _alike(question, answer)
-        rows = await fetch(session, _KNOWN, dataset.id, list(alike))
+        rows = await fetch(session, _KNOWN, dataset.id, list(alike(question, answer, rejected)))
         if twin := next((row[0] for row in rows if row[0] != example.id), None):
             raise DuplicatePair(duplicate_of=twin)
     await _touch(session, locked)
@@ -223,47 +231,61 @@ async def _touch(session: AsyncSession, dataset: Dataset) -> None:
     await session.flush()
 
 
-def _prepare(pairs: Sequence[NewPair], rejected: list[tuple[int, str]]) -> list[_Ready]:
+def _prepare(pairs: Sequence[NewPair], refused: list[tuple[int, str]]) -> list[_Ready]:
     fit = []
     for index, pair in enumerate(pairs):
         question, answer = storable(pair.question).strip(), storable(pair.answer).strip()
-        if reason := _fault(question, answer, pair.metadata):
-            rejected.append((index, reason))
+        worse = None if pair.rejected is None else storable(pair.rejected).strip()
+        if reason := _fault(question, answer, pair.metadata, worse):
+            refused.append((index, reason))
         else:
-            fit.append((index, question, answer, pair.metadata))
-    tokens = _ESTIMATE.count_many([f"{question}\n{answer}" for _, question, answer, _ in fit])
+            fit.append((index, question, answer, worse, pair.metadata))
+    tokens = _ESTIMATE.count_many([f"{question}\n{answer}" for _, question, answer, _, _ in fit])
     return [
         _Ready(
             index,
             question,
             answer,
+            worse,
             json.dumps({OWN_METADATA: storable(dict(metadata))} if metadata else {}),
             count,
-            (alike := _alike(question, answer))[0],
-            alike,
+            (known := alike(question, answer, worse))[0],
+            known,
         )
-        for (index, question, answer, metadata), count in zip(fit, tokens, strict=True)
+        for (index, question, answer, worse, metadata), count in zip(fit, tokens, strict=True)
     ]
 
 
-def _fault(question: str, answer: str, metadata: Mapping[str, Any] | None) -> str | None:
+def fault_of(name: str, content: str) -> str | None:
+    """Why a text cannot be kept, as a sentence."""
+    if not any(character.isalnum() for character in content):
+        return f"The {name} has no letter and no digit. Write one."
+    if len(content) > LONGEST_TEXT:
+        return f"The {name} has more than {LONGEST_TEXT:,} characters. Shorten it."
+    return None
+
+
+def _fault(question: str, answer: str, metadata: Mapping[str, Any] | None, rejected: str | None) -> str | None:
     """Why the pair cannot be kept, as a sentence."""
-    for name, content in (("question", question), ("answer", answer)):
-        if not any(character.isalnum() for character in content):
-            return f"The {name} has no letter and no digit. Write one."
-        if len(content) > LONGEST_TEXT:
-            return f"The {name} has more than {LONGEST_TEXT:,} characters. Shorten it."
+    texts = {"question": question, "answer": answer}
+    if rejected is not None:
+        texts["rejected answer"] = rejected
+    for name, content in texts.items():
+        if reason := fault_of(name, content):
+            return reason
+    if answer == rejected:
+        return "The rejected answer is the same as the answer. Change one of them, or leave the rejected one out."
     if metadata and len(json.dumps(metadata)) > MAX_METADATA_BYTES:
         return f"The metadata is larger than {MAX_METADATA_BYTES // 1024} KB. Keep what tells the pairs apart."
     return None
 
 
-def _alike(question: str, answer: str) -> tuple[str, ...]:
+def alike(question: str, answer: str, rejected: str | None = None) -> tuple[str, ...]:
     """The pair's own fingerprint, then those of examples whose instruction and input read as this question does."""
-    found = [fingerprint(question, "", answer)]
+    found = [fingerprint(question, "", answer, None, rejected)]
     at = question.find(_BREAK)
     while at != -1 and len(found) <= _MOST_BREAKS:
-        found.append(fingerprint(question[:at], question[at + len(_BREAK) :], answer))
+        found.append(fingerprint(question[:at], question[at + len(_BREAK) :], answer, None, rejected))
         at = question.find(_BREAK, at + len(_BREAK))
     return tuple(found)
 

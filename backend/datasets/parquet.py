@@ -21,8 +21,9 @@ class ParquetFile:
         turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
         texts = ("id", "split", "instruction", "input", "output")
         fields = [pyarrow.field(name, pyarrow.string(), nullable=False) for name in texts]
-        # The turns before the instruction, system prompt included; and a JSON object.
+        # The turns before the instruction, system prompt included; a JSON object; and the answer that is worse.
         fields += [pyarrow.field("history", pyarrow.list_(turn)), pyarrow.field("metadata", pyarrow.string())]
+        fields += [pyarrow.field("rejected", pyarrow.string())]
         self._schema = pyarrow.schema(fields)
         self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
         self._waiting: list[dict[str, Any]] = []

@@ -7,6 +7,8 @@ from typing import Any
 
 # Two levels of headings make a section; deeper ones talk about the same thing.
 SECTION_DEPTH = 2
+# Where even the smallest section is a larger share of all examples, only its last chunks are held out.
+_LARGEST_SHARE = 0.25
 
 # A document, then the headings above a chunk of it, outermost first.
 HeadingPath = tuple[Hashable, ...]
@@ -28,29 +30,35 @@ def held_out(
     """For each example, by the path of its chunk and in reading order: True when it belongs to the evaluation set.
 
     Whole sections are held out, in an order that depends on their names alone, while the evaluation set stays at or
-    under `1 - train_share` of the examples; the first one is taken even when it is larger, as long as at least half of
-    all examples are left to train on. With a single section the last examples are held out instead, and where `chunks`
-    are given, those of whole chunks. An example that is `pinned` keeps its side, and its section goes there with it.
-    Sections that are in `never` are held out only when all are.
+    under `1 - train_share` of the examples. Where every section is larger than that, the smallest one is taken; but
+    of one that is more than a quarter of all examples the last ones only, and where `chunks` are given, those of whole
+    chunks: two documents without headings are two sections, and half of everything is too much to hold out. An example
+    that is `pinned` keeps its side, and its section goes there with it. Sections that are in `never` are held out only
+    when all are.
     """
     if len(paths) < 2:
         return [bool(side) for side in pinned] if pinned else [False] * len(paths)
     sections, wanted = sections_of(paths, train_share), _wanted(paths, train_share)
     sizes = Counter(sections)
     sides = _pinned_sides(sections, pinned or ())
-    if len(sizes) == 1 and not sides:
-        start = _tail(len(paths), wanted, chunks)
-        return [index >= start for index in range(len(paths))]
     chosen = {section for section, is_out in sides.items() if is_out}
     taken = sum(sizes[section] for section in chosen)
-    for section in sorted(sizes.keys() - sides.keys() - set(never), key=_shuffled):
-        limit = wanted if chosen else max(wanted, len(sections) // 2)
-        if taken + sizes[section] <= limit:
+    candidates = sizes.keys() - sides.keys() - set(never)
+    for section in sorted(candidates, key=_shuffled):
+        if taken + sizes[section] <= wanted:
             chosen.add(section)
             taken += sizes[section]
-    if not chosen and not sides:
-        chosen.add(min(sizes, key=lambda section: (sizes[section], _shuffled(section))))
     found = [section in chosen for section in sections]
+    if not chosen and (candidates or not sides):
+        smallest = min(candidates or sizes, key=lambda section: (sizes[section], _shuffled(section)))
+        places = [index for index, section in enumerate(sections) if section == smallest]
+        own = None if chunks is None else [chunks[index] for index in places]
+        # A single chunk is divided only where too little would be left to train on.
+        is_whole = own is not None and own[0] == own[-1]
+        if len(places) > max(wanted, (0.5 if is_whole else _LARGEST_SHARE) * len(paths)):
+            places = places[_tail(len(places), wanted, own) :]
+        for index in places:
+            found[index] = True
     return found if pinned is None else [out if pin is None else pin for out, pin in zip(found, pinned, strict=True)]
 
 
@@ -61,7 +69,7 @@ def sections_of(paths: Sequence[HeadingPath], train_share: float) -> list[Headin
 
 def _wanted(paths: Sequence[HeadingPath], train_share: float) -> int:
     assert 0 < train_share < 1
-    return max(1, round(len(paths) * (1 - train_share)))
+    return min(len(paths) - 1, max(1, round(len(paths) * (1 - train_share))))
 
 
 def _pinned_sides(sections: Sequence[HeadingPath], pinned: Sequence[bool | None]) -> dict[HeadingPath, bool]:

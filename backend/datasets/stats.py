@@ -13,9 +13,11 @@ from backend.kit.db import is_one_of
 
 _COUNT = text("""
 SELECT split, is_valid, invalid_reason, source, count(*), sum(token_count), min(token_count), max(token_count),
-       sum(length(instruction) + length(input) + length(output) + coalesce(length(history::text), 0)),
+       sum(length(instruction) + length(input) + length(output) + coalesce(length(history::text), 0)
+           + coalesce(length(rejected), 0)),
        sum(octet_length(instruction) + octet_length(input) + octet_length(output)
-           + coalesce(octet_length(history::text), 0))
+           + coalesce(octet_length(history::text), 0) + coalesce(octet_length(rejected), 0)),
+       count(rejected)
 FROM examples WHERE dataset_id = :dataset_id
 GROUP BY split, is_valid, invalid_reason, source
 ORDER BY split, is_valid, invalid_reason, source
@@ -51,6 +53,8 @@ class Group:
     # Of the texts, and of earlier turns as JSON.
     characters: int
     size_bytes: int
+    # Those with a rejected answer.
+    preferences: int
 
 
 @dataclass(slots=True)
@@ -61,6 +65,8 @@ class SplitStats:
     tokens: int = 0
     min_tokens: int = 0
     max_tokens: int = 0
+    # Those with a rejected answer, whose tokens are not among the others.
+    preferences: int = 0
 
     @property
     def avg_tokens(self) -> int:
@@ -71,6 +77,7 @@ class SplitStats:
         self.max_tokens = max(self.max_tokens, group.max_tokens)
         self.count += group.count
         self.tokens += group.tokens
+        self.preferences += group.preferences
 
 
 @dataclass(slots=True)
@@ -89,6 +96,11 @@ class DatasetStats:
     @property
     def total(self) -> int:
         return self.valid + self.invalid
+
+    @property
+    def preferences(self) -> int:
+        """Valid train and eval examples with a rejected answer."""
+        return sum(split.preferences for split in self.by_split.values())
 
     @property
     def character_count(self) -> int:

@@ -12,12 +12,14 @@ from backend.datasets.models import Dataset, DatasetVersion
 from backend.projects.models import Project
 
 # SHA-256 over the SHA-256 of each row, in the order of ids: a digest of all texts at once would have to fit in one
-# value. No text holds a NUL, so it separates the parts without doubt.
+# value. No text holds a NUL, so it separates the parts without doubt. An example without a rejected answer has one
+# part less: versions of a time when there were none keep their digest.
 _DIGEST = """
 SELECT encode(sha256(coalesce(string_agg(sha256(
          convert_to(split, 'UTF8') || '\\x00'::bytea || convert_to(instruction, 'UTF8') || '\\x00'::bytea
          || convert_to(input, 'UTF8') || '\\x00'::bytea || convert_to(output, 'UTF8') || '\\x00'::bytea
          || convert_to(coalesce(history::text, ''), 'UTF8')
+         || CASE WHEN rejected IS NULL THEN ''::bytea ELSE '\\x00'::bytea || convert_to(rejected, 'UTF8') END
        ), ''::bytea ORDER BY id), ''::bytea)), 'hex') AS sha256,
        count(*) FILTER (WHERE split = 'train') AS train_count,
        count(*) FILTER (WHERE split = 'eval') AS eval_count
@@ -25,13 +27,24 @@ SELECT encode(sha256(coalesce(string_agg(sha256(
 _OPEN = text(_DIGEST + "FROM examples WHERE dataset_id = :dataset_id AND is_valid AND split <> 'preview'")
 _FROZEN = text(f"""
 {_DIGEST} FROM (
-  SELECT id, split, instruction, input, output, history FROM examples
+  SELECT id, split, instruction, input, output, history, rejected FROM examples
   WHERE dataset_id = :dataset_id AND from_version <= :number AND is_valid AND split <> 'preview'
   UNION ALL
-  SELECT example_id, split, instruction, input, output, history FROM retired_examples
+  SELECT example_id, split, instruction, input, output, history, rejected FROM retired_examples
   WHERE dataset_id = :dataset_id AND from_version <= :number AND until_version > :number AND is_valid
 ) AS held
 """)  # noqa: S608  (constants of this file)
+_PREFERENCES = text("""
+SELECT split, count(*) AS pairs FROM (
+  SELECT split FROM examples
+  WHERE dataset_id = :dataset_id AND from_version <= :number AND is_valid AND split <> 'preview'
+    AND rejected IS NOT NULL
+  UNION ALL
+  SELECT split FROM retired_examples
+  WHERE dataset_id = :dataset_id AND from_version <= :number AND until_version > :number AND is_valid
+    AND rejected IS NOT NULL
+) AS held GROUP BY split
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +100,12 @@ async def verify(session: AsyncSession, version: DatasetVersion) -> bool:
         version.train_count,
         version.eval_count,
     )
+
+
+async def count_preferences(session: AsyncSession, version: DatasetVersion) -> dict[str, int]:
+    """How many of the version's examples have a rejected answer: {"train": ..., "eval": ...}."""
+    rows = await session.execute(_PREFERENCES, {"dataset_id": version.dataset_id, "number": version.number})
+    return {"train": 0, "eval": 0} | {row.split: int(row.pairs) for row in rows}
 
 
 async def find(session: AsyncSession, dataset_id: int, number: int) -> DatasetVersion | None:

@@ -114,6 +114,11 @@ def end_event(job: Job) -> tuple[str, dict[str, object]]:
     return "complete", {**data, **(job.result or {})}
 
 
+def message_of(job: Job) -> str:
+    """The step that the job is at, or was at when it failed; a success is past its last step."""
+    return "Done" if job.state == JobState.SUCCESS else job.message
+
+
 async def expire_leases(session: AsyncSession) -> None:
     """For a start of the whole stack, when no worker can be alive: the first sweep takes every job up again."""
     await session.execute(update(Job).where(Job.state == JobState.RUNNING).values(lease_until=func.clock_timestamp()))

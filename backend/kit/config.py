@@ -126,7 +126,11 @@ class Settings(BaseSettings):
     # Training
     training_device: Literal["auto", "cpu", "cuda"] = "auto"
     training_threads: int = Field(default=0, ge=0)
+    training_processes: int = Field(default=0, ge=0, le=64)
+    training_sharding: Literal["auto", "replicate", "shard"] = "auto"
     training_cancel_grace_seconds: float = Field(default=10.0, gt=0)
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    checkpoint_upload_max_mb: int = Field(default=20_480, ge=0)
     evaluation_examples: int = Field(default=50, ge=0, le=50)
     evaluation_max_seconds: float = Field(default=600.0, gt=0)
 

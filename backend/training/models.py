@@ -32,8 +32,14 @@ class FineTuning(Record):
     progress: Mapped[float] = mapped_column(Float, default=0.0)
     hyperparameters: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
+    # Of a local run: what was forecast, on what machine, and what it took, see admission.py and api/run_memory.py.
+    memory: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default="{}")
     external_id: Mapped[str | None] = mapped_column(String(300))
     error_message: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(String(60))
+    error_context: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    # What its launch put in front of every example, and so belongs in front of every question as well.
+    system_prompt: Mapped[str | None] = mapped_column(Text)
     # Of a provider's job: what it last said of itself, when to ask again, and how often asking failed in a row.
     provider_state: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict, server_default="{}")
     submitted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

@@ -103,7 +103,7 @@ def test_pairs_of_earlier_turns_are_history() -> None:
         ({"instruction": "Q", "output": ["A"]}, "wrong_type", "a list"),
         ({"instruction": "Q", "input": {"a": 1}, "output": "A"}, "wrong_type", "'input'"),
         ({"instruction": "Q", "output": "x" * (MAX_TEXT_CHARACTERS + 1)}, "too_long", "100,001"),
-        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "unsupported_content", "chosen"),
+        ({"prompt": "Q", "chosen": "A"}, "missing_field", "'rejected'"),
         ({"Question": "Q", "question": "R", "answer": "A"}, "duplicate_key", "question"),
         ({"messages": []}, "empty_field", "messages"),
         ({"messages": "hello"}, "wrong_type", "list of turns"),

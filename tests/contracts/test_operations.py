@@ -7,10 +7,12 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import delete
 
 from backend import __version__
+from backend.kit.db import Database
 from backend.training import hardware
+from backend.training.models import HardwareReport
 from tests.conftest import Tenant, stored_keys
 from tests.contracts.conftest import SAMPLE
 from tests.contracts.shapes import matches
@@ -168,7 +170,7 @@ async def test_upload_several_and_delete_one(tenant: Tenant, app: Any) -> None:
     assert (await tenant.client.delete(f"/projects/{project}/files/{uploaded[0]['id']}")).status_code == 404
 
 
-async def test_hardware_without_a_gpu(tenant: Tenant, db: Any) -> None:
+async def test_hardware_without_a_gpu(tenant: Tenant, db: Database) -> None:
     async with db.transaction() as session:
         await hardware.save(session, "worker-cpu", {"has_nvidia_smi": False, "cuda_available": False, "gpus": []})
     answer = await tenant.client.get("/hardware/check")
@@ -185,7 +187,7 @@ async def test_hardware_without_a_gpu(tenant: Tenant, db: Any) -> None:
     assert "No NVIDIA GPU found. Consider using a cloud GPU instance." in answer.json()["warnings"]
 
 
-async def test_hardware_with_a_gpu(db: Any) -> None:
+async def test_hardware_with_a_gpu(tenant: Tenant, db: Database) -> None:
     report = {
         "has_nvidia_smi": True,
         "gpus": [{"name": "NVIDIA RTX 4090", "vram_total_gb": 25.77, "vram_free_gb": 24.16}],
@@ -195,12 +197,15 @@ async def test_hardware_with_a_gpu(db: Any) -> None:
         "cuda_available": True,
         "bnb_available": True,
     }
-    async with db.engine.connect() as connection, connection.begin() as transaction:
-        # Rolled back at the end: the report is of a machine that the other tests do not have.
-        async with AsyncSession(bind=connection) as session:
-            await hardware.save(session, "worker-gpu", report)
-            answer = await hardware.check(session)
-        await transaction.rollback()
+    async with db.transaction() as session:
+        await hardware.save(session, "worker-gpu", report)
+    try:
+        answer = await tenant.client.get("/hardware/check")
+    finally:
+        # It is of a machine that the other tests do not have.
+        async with db.transaction() as session:
+            await session.execute(delete(HardwareReport).where(HardwareReport.worker == "worker-gpu"))
+    assert answer.status_code == 200
     documented = {
         "has_nvidia_smi": True,
         "gpu_name": "NVIDIA RTX 4090",
@@ -218,7 +223,7 @@ async def test_hardware_with_a_gpu(db: Any) -> None:
         "notes": ["All checks passed"],
         "warnings": [],
     }
-    matches(answer, documented)
+    assert answer.json() == documented
 
 
 async def test_cancel_a_queued_job(tenant: Tenant, run_jobs: Any) -> None:

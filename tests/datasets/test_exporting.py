@@ -120,7 +120,7 @@ async def test_what_cannot_be_exported(planted: Planted, make_tenant: Any, db: D
         assert (await thief.get("/export", 404, **params))["error_code"] == "DATASET_NOT_FOUND"
 
 
-@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("format", [name for name in get_args(Format) if name != "preference"])
 async def test_what_is_exported_can_be_read_in_again(planted: Planted, format: Format) -> None:
     """Row for row; a shape that has no field for the input holds it below the instruction, as training does."""
     body = (await export(planted, format=format)).text

@@ -47,6 +47,19 @@ def test_a_question_and_its_answer() -> None:
     assert one("alpaca") == {"instruction": "Why?", "input": "", "output": "Because."}
 
 
+def test_a_rejected_answer_leaves_where_there_is_a_field_for_it() -> None:
+    assert one("jsonl", rejected="So.")["rejected"] == "So."
+    assert one("preference", rejected="So.") == {"prompt": "Why?", "chosen": "Because.", "rejected": "So."}
+    assert one("preference", rejected="So.", history=[SYSTEM]) == {
+        "prompt": [SYSTEM, {"role": "user", "content": "Why?"}],
+        "chosen": [{"role": "assistant", "content": "Because."}],
+        "rejected": [{"role": "assistant", "content": "So."}],
+    }
+    assert formats.encode([row(), row(rejected="So."), row()], "preference").count(b"\n") == 1
+    for kind in ("messages", "prompt_completion", "sharegpt", "alpaca"):
+        assert "So." not in formats.encode([row(rejected="So.")], kind).decode()
+
+
 def test_an_input_stands_below_the_instruction_where_there_is_no_field_for_it() -> None:
     assert one("messages", input="The text.")["messages"][0]["content"] == "Why?\n\nThe text."
     assert one("prompt_completion", input="The text.")["prompt"] == "Why?\n\nThe text."
@@ -81,7 +94,8 @@ def test_what_is_known_beside_the_texts() -> None:
 @pytest.mark.parametrize("format", [name for name in get_args(Format) if name != "csv"])
 def test_one_line_a_row_whatever_it_says(format: Format) -> None:
     texts = ["a\nb\r\nc", "\u2028\x85", '"quoted", \\', "é 日 😀", "\x01\x1f"]
-    encoded = formats.encode([row(instruction=text, output=text) for text in texts], format)
+    rejected = "Worse." if format == "preference" else None
+    encoded = formats.encode([row(instruction=text, output=text, rejected=rejected) for text in texts], format)
     lines = encoded.split(b"\n")
     assert lines.pop() == b""
     assert len(lines) == len(texts)

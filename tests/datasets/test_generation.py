@@ -14,6 +14,7 @@ from backend.datasets.models import ChunkMark, Example
 from backend.jobs.models import Job
 from backend.kit.config import Settings
 from backend.kit.db import Database
+from tests import llm_server as imitation
 from tests.conftest import Tenant
 from tests.datasets.lamps import sentences
 from tests.llm_server import LLMServer
@@ -226,6 +227,37 @@ async def test_no_quote_is_on_both_sides_even_where_chunks_overlap(
     assert found["held_out"] == job["result"]["eval"]
     assert found["same_quote"] == 0
     assert found["leaked"] == 0 or "worded much like" in found["explanation"]
+
+
+async def test_a_single_chunk_is_divided_between_its_quotes(
+    tenant: Tenant, run_jobs: RunJobs, server: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions come in rounds: the last ones are about the first sentences again."""
+    made = imitation._free
+
+    def twice(prompt: str, most: int, unstorable: bool) -> list[dict[str, str]]:
+        once = made(prompt, most, unstorable)
+        again = [
+            {**one, "instruction": f"Please tell in other words: which {number * 7} things are said of it in Osterby?"}
+            for number, one in enumerate(once, 1)
+        ]
+        return [*once[: most // 2], *again[: most // 2]]
+
+    monkeypatch.setattr(imitation, "_free", twice)
+    project = await tenant.make_project()
+    assert (await tenant.upload(project, "lamps.txt", " ".join(sentences(3)).encode())).status_code == 201
+    job = (await tenant.client.post(f"/projects/{project}/chunks/generate")).json()
+    assert (await run_jobs(job["job_id"]))["state"] == "success"
+    job = await run_jobs(await _start(tenant, project, num_examples_target=6))
+    assert job["state"] == "success", job["error_message"]
+    listed = (await tenant.client.get(f"/projects/{project}/dataset/examples?is_valid=true")).json()["items"]
+    sides: dict[str, list[str]] = {}
+    for item in listed:
+        sides.setdefault(item["metadata"]["quote"], []).append(item["split"])
+    assert max(map(len, sides.values())) > 1, "some sentence is asked about twice"
+    assert [splits for splits in sides.values() if len(set(splits)) > 1] == []
+    assert job["result"]["leakage"]["same_quote"] == 0
+    assert job["result"]["eval"] >= 1
 
 
 async def test_a_deleted_file_takes_its_examples_out_of_the_run(

@@ -39,6 +39,49 @@ def test_one_large_section_is_never_held_out_whole() -> None:
     assert [path[1] for path, out in zip(paths, held_out(paths, 0.8), strict=True) if out] == ["Small"] * 3
 
 
+def test_the_smallest_section_is_held_out_where_none_is_small_enough() -> None:
+    sizes = {"A": 45, "B": 25, "C": 12, "D": 38}
+    paths = [path_of(1, {"headings": [name]}) for name, size in sizes.items() for _ in range(size)]
+    assert {path[1] for path, out in zip(paths, held_out(paths, 0.95), strict=True) if out} == {"C"}
+    # However they are called: the order of their names decides among those that fit.
+    for name in "EFGHIJKL":
+        mixed = [path_of(1, {"headings": [name]})] * 45 + [path_of(1, {"headings": [f"s{n // 5}"]}) for n in range(55)]
+        assert sum(held_out(mixed, 0.9)) == 10
+
+
+def test_of_two_documents_without_headings_the_end_of_one_is_held_out() -> None:
+    """Half of all examples would be too many."""
+    paths = [path_of(1 + number // 60, {}) for number in range(120)]
+    chunks = [number // 5 for number in range(120)]
+    split = held_out(paths, 0.9, chunks=chunks)
+    out = [number for number in range(120) if split[number]]
+    assert len(out) in range(10, 16)
+    assert out == list(range(out[0], out[0] + len(out)))
+    assert out[-1] in (59, 119)
+    assert out[0] % 5 == 0
+    # The other document's end, when that one leaks.
+    other = held_out(paths, 0.9, chunks=chunks, never={paths[out[0]]})
+    assert sum(other) == len(out)
+    assert not any(one and two for one, two in zip(split, other, strict=True))
+
+
+def test_of_four_documents_one_is_held_out_whole() -> None:
+    paths = [path_of(1 + number // 10, {}) for number in range(40)]
+    split = held_out(paths, 0.9, chunks=[number // 5 for number in range(40)])
+    assert sorted(Counter(path[0] for path, out in zip(paths, split, strict=True) if out).values()) == [10]
+
+
+def test_one_chunk_of_each_document_is_not_divided() -> None:
+    paths = [path_of(1 + number // 6, {}) for number in range(18)]
+    split = held_out(paths, 0.9, chunks=[number // 6 for number in range(18)])
+    assert sorted(Counter(path[0] for path, out in zip(paths, split, strict=True) if out).values()) == [6]
+
+
+def test_something_is_always_left_to_train_on() -> None:
+    for count in range(2, 12):
+        assert 0 < sum(held_out([path_of(1, {})] * count, 0.01)) < count
+
+
 def test_a_single_example_is_for_training() -> None:
     assert held_out([path_of(1, {})], 0.9) == [False]
 

@@ -47,8 +47,8 @@ async def test_by_the_contract(planted: Planted) -> None:
         "valid": 3,
         "invalid": 4,
         "by_split": {
-            "train": {"count": 2, "avg_tokens": 28, "min_tokens": 10, "max_tokens": 45},
-            "eval": {"count": 1, "avg_tokens": 20, "min_tokens": 20, "max_tokens": 20},
+            "train": {"count": 2, "avg_tokens": 28, "min_tokens": 10, "max_tokens": 45, "preferences": 0},
+            "eval": {"count": 1, "avg_tokens": 20, "min_tokens": 20, "max_tokens": 20, "preferences": 0},
         },
         "validation_errors": {"duplicate": 2, "json_invalid": 1, "invalid": 1},
         "leakage": None,
@@ -57,6 +57,7 @@ async def test_by_the_contract(planted: Planted) -> None:
     page = await planted.get("/examples", limit=1)
     assert page["stats"] == {
         "total": 7, "valid": 3, "invalid": 4, "train": 2, "eval": 1, "preview": 1, "avg_token_count": 25,
+        "preferences": 0,
     }  # fmt: skip
 
 
@@ -167,7 +168,7 @@ async def test_right_after_every_kind_of_change(planted: Planted, db: Database) 
     async with db.transaction() as session:
         session.add_all([example(planted.dataset_id, number) for number in range(3)])
     assert (await planted.get("/stats"))["by_split"]["train"] == {
-        "count": 3, "avg_tokens": 11, "min_tokens": 10, "max_tokens": 12,
+        "count": 3, "avg_tokens": 11, "min_tokens": 10, "max_tokens": 12, "preferences": 0,
     }  # fmt: skip
 
 
@@ -212,4 +213,5 @@ async def same_as_counted(planted: Planted, db: Database) -> None:
             "avg_tokens": round(sum(tokens) / len(tokens)) if tokens else 0,
             "min_tokens": min(tokens, default=0),
             "max_tokens": max(tokens, default=0),
+            "preferences": 0,
         }

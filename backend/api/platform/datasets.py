@@ -84,6 +84,7 @@ class DatasetOut(BaseModel):
     pairs_count: int
     character_count: int
     size: int = Field(description="Bytes of the pairs' texts")
+    preferences_count: int = Field(description="Pairs with a rejected answer")
     created_at: datetime
     updated_at: datetime
 
@@ -211,6 +212,7 @@ def dataset_fields(dataset: Dataset, found: DatasetStats) -> dict[str, Any]:
         "pairs_count": found.valid,
         "character_count": found.character_count,
         "size": found.size_bytes,
+        "preferences_count": found.preferences,
         "created_at": dataset.created_at,
         "updated_at": dataset.updated_at,
     }

@@ -10,30 +10,35 @@ from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
 from backend.api.platform.datasets import DatasetOut, dataset_fields
 from backend.api.platform.deps import OwnedDataset, RowId, WindowDep, count_all
+from backend.api.ratings import RatingIn
 from backend.api.session import SessionDep
-from backend.datasets import pairs, stats
+from backend.datasets import pairs, preferences, stats
 from backend.datasets.models import Example
 from backend.datasets.pairs import NewPair
 
 router = APIRouter(prefix="/datasets/{dataset_id}/pairs", tags=["pairs"], route_class=IdempotentRoute)
+rating = APIRouter(prefix="/datasets/{dataset_id}/preferences", tags=["pairs"], route_class=IdempotentRoute)
 
 MOST_PAIRS = 10_000
 # Longer ones are refused by the service, in bulk without the others.
 _Metadata = Annotated[dict[str, Any] | None, Field(description="Anything that tells pairs apart, up to 8 KB")]
+_Rejected = Annotated[str | None, Field(description="An answer that is worse, for training on preferences")]
 
 
 class PairIn(BaseModel):
     question: str
     answer: str
     metadata: _Metadata = None
+    rejected: _Rejected = None
 
 
 class PairChange(BaseModel):
-    """What is left out stays as it is; metadata is replaced whole."""
+    """What is left out stays as it is; metadata is replaced whole, and `rejected` null takes the worse answer away."""
 
     question: str | None = None
     answer: str | None = None
     metadata: _Metadata = None
+    rejected: _Rejected = None
 
 
 class PairsIn(BaseModel):
@@ -46,6 +51,8 @@ class PairOut(BaseModel):
     question: str
     answer: str
     metadata: dict[str, Any]
+    # An answer that is worse than `answer`, where there is one.
+    rejected: str | None
     created_at: datetime
 
 
@@ -83,14 +90,13 @@ async def list_pairs(
 @router.post("", status_code=201, responses=error_responses(400, 401, 404, 409))
 async def add_pair(body: PairIn, dataset: OwnedDataset, session: SessionDep) -> PairOut:
     """A pair that the dataset has already is 409 DUPLICATE_PAIR with the id of that one."""
-    return _pair_out(await pairs.add(session, dataset, NewPair(body.question, body.answer, body.metadata)))
+    return _pair_out(await pairs.add(session, dataset, _new(body)))
 
 
 @router.post("/bulk", status_code=201, responses=error_responses(400, 401, 404, 409, 413))
 async def add_pairs(body: PairsIn, dataset: OwnedDataset, session: SessionDep) -> BulkOut:
     """Adds what is new and fit in one transaction, and names the pairs that are not by their index."""
-    given = [NewPair(pair.question, pair.answer, pair.metadata) for pair in body.pairs]
-    added = await pairs.add_many(session, dataset, given)
+    added = await pairs.add_many(session, dataset, [_new(pair) for pair in body.pairs])
     return BulkOut(
         **dataset_fields(dataset, await stats.of(session, dataset)),
         added=len(added.ids),
@@ -108,12 +114,30 @@ async def get_pair(pair_id: RowId, dataset: OwnedDataset, session: SessionDep) -
 async def change_pair(body: PairChange, pair_id: RowId, dataset: OwnedDataset, session: SessionDep) -> PairOut:
     """An edit as on the studio face: frozen versions keep the pair as it was, and it can be restored there."""
     changes = body.model_dump(exclude_none=True)
-    return _pair_out(await pairs.change(session, dataset, pair_id, **changes))
+    drops = "rejected" in body.model_fields_set and body.rejected is None
+    return _pair_out(await pairs.change(session, dataset, pair_id, **changes, drops_rejected=drops))
 
 
 @router.delete("/{pair_id}", status_code=204, responses=error_responses(401, 404))
 async def delete_pair(pair_id: RowId, dataset: OwnedDataset, session: SessionDep) -> None:
     await pairs.delete(session, dataset, pair_id)
+
+
+@rating.post(
+    "",
+    status_code=201,
+    responses={200: {"model": PairOut, "description": "It is known already."}, **error_responses(400, 401, 404, 409)},
+)
+async def rate_answers(body: RatingIn, dataset: OwnedDataset, session: SessionDep, response: Response) -> PairOut:
+    """Of two answers to one question one is better: the pair that holds both, new or not. The last word counts."""
+    example, is_new = await preferences.rate(session, dataset, body.as_rating())
+    if not is_new:
+        response.status_code = 200
+    return _pair_out(example)
+
+
+def _new(pair: PairIn) -> NewPair:
+    return NewPair(pair.question, pair.answer, pair.metadata, pair.rejected)
 
 
 def _pair_out(example: Example) -> PairOut:
@@ -123,5 +147,6 @@ def _pair_out(example: Example) -> PairOut:
         question=pairs.question_of(example),
         answer=example.output,
         metadata=pairs.metadata_of(example),
+        rejected=example.rejected,
         created_at=example.created_at,
     )

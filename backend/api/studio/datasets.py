@@ -43,6 +43,8 @@ class SplitStatsOut(BaseModel):
     avg_tokens: int
     min_tokens: int
     max_tokens: int
+    # Those with a rejected answer, whose tokens are not among the others.
+    preferences: int
 
 
 class StatsOut(BaseModel):
@@ -108,6 +110,7 @@ async def get_stats(project: OwnedProject, session: SessionDep) -> StatsOut:
                 avg_tokens=split.avg_tokens,
                 min_tokens=split.min_tokens,
                 max_tokens=split.max_tokens,
+                preferences=split.preferences,
             )
             for name, split in found.by_split.items()
         },

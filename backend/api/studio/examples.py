@@ -4,18 +4,22 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.api.errors import error_responses
+from backend.api.idempotency import IdempotentRoute
+from backend.api.ratings import RatingIn
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedExample, OwnedProject, WindowDep
-from backend.datasets import editing, queries, stats
+from backend.datasets import editing, preferences, queries, stats
+from backend.datasets.errors import NoDataset
 from backend.datasets.models import Example
 from backend.datasets.stats import DatasetStats
 from backend.kit.pagination import Window
 
 router = APIRouter(prefix="/projects/{project_id}/dataset/examples", tags=["dataset"])
+rating = APIRouter(prefix="/projects/{project_id}/dataset/preferences", tags=["dataset"], route_class=IdempotentRoute)
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100_000)]
 _FilledText = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100_000)]
@@ -56,6 +60,8 @@ class ExampleStatsOut(BaseModel):
     eval: int
     preview: int
     avg_token_count: int
+    # Valid ones of train and eval that have a rejected answer.
+    preferences: int
 
 
 class ExampleListOut(BaseModel):
@@ -70,6 +76,8 @@ class ExampleDataPatch(BaseModel):
     instruction: _FilledText | None = None
     input: _Text | None = None
     output: _FilledText | None = None
+    # An answer that is worse than `output`; null takes it away.
+    rejected: _FilledText | None = None
 
 
 class ExamplePatch(BaseModel):
@@ -133,7 +141,11 @@ async def get_example(example: OwnedExample) -> ExampleDetailOut:
 
 @router.patch("/{example_id}", responses=error_responses(400, 404))
 async def change_example(body: ExamplePatch, example: OwnedExample, session: SessionDep) -> ExampleDetailOut:
-    texts = body.data.model_dump(exclude_none=True) if body.data else {}
+    texts: dict[str, str | None] = {}
+    if body.data is not None:
+        texts |= body.data.model_dump(exclude_none=True)
+        if "rejected" in body.data.model_fields_set:
+            texts["rejected"] = body.data.rejected
     return example_out(await editing.change(session, example, texts=texts, is_valid=body.is_valid, split=body.split))
 
 
@@ -145,6 +157,27 @@ async def restore_example(example: OwnedExample, session: SessionDep) -> Example
 @router.delete("/{example_id}", status_code=204, responses=error_responses(404))
 async def delete_example(example: OwnedExample, session: SessionDep) -> None:
     await editing.delete(session, example)
+
+
+@rating.post(
+    "",
+    status_code=201,
+    responses={
+        200: {"model": ExampleDetailOut, "description": "It is known already."},
+        **error_responses(400, 404, 409),
+    },
+)
+async def rate_answers(
+    body: RatingIn, project: OwnedProject, session: SessionDep, response: Response
+) -> ExampleDetailOut:
+    """Of two answers to one question one is better: the example that holds both, new or not. The last word counts."""
+    dataset = await queries.find_current(session, project.id)
+    if dataset is None:
+        raise NoDataset(project_id=str(project.public_id))
+    example, is_new = await preferences.rate(session, dataset, body.as_rating())
+    if not is_new:
+        response.status_code = 200
+    return example_out(example)
 
 
 def example_out(example: Example) -> ExampleDetailOut:
@@ -160,14 +193,21 @@ def example_stats_out(found: DatasetStats) -> ExampleStatsOut:
         eval=found.by_split["eval"].count,
         preview=found.preview,
         avg_token_count=found.avg_token_count,
+        preferences=found.preferences,
     )
+
+
+def _data(example: Example) -> dict[str, Any]:
+    """The texts; `rejected`, an answer that is worse than the output, only where there is one."""
+    found = {"instruction": example.instruction, "input": example.input, "output": example.output}
+    return found if example.rejected is None else {**found, "rejected": example.rejected}
 
 
 def _fields(example: Example) -> dict[str, Any]:
     return {
         "id": example.public_id,
         "split": example.split,
-        "data": {"instruction": example.instruction, "input": example.input, "output": example.output},
+        "data": _data(example),
         "history": example.history,
         "is_valid": example.is_valid,
         "invalid_reason": example.invalid_reason,

@@ -12,6 +12,7 @@ from backend.contents.records import tables
 from backend.contents.records.brackets import BracketReader
 from backend.contents.records.chat import CHAT_COLUMNS
 from backend.contents.records.mapping import column_of
+from backend.contents.records.preferences import PREFERENCE_COLUMNS
 from backend.contents.records.row import MAX_ROW_CHARACTERS, RowRefused
 from backend.contents.records.texts import cut_short, type_name
 from backend.contents.types import CSV, TEXT
@@ -22,7 +23,9 @@ Found = tuple[int, dict[str, Any] | RowRefused]
 _PIECES_PER_STEP = 20_000
 _OPENING = ("{", "[", ",", ":")
 # Lists of objects that are part of one row, not the rows of a file.
-_INSIDE_A_ROW = frozenset({*CHAT_COLUMNS, "history", "prompt", "completion", "answers", "tools", "functions"})
+_INSIDE_A_ROW = frozenset(
+    {*CHAT_COLUMNS, *PREFERENCE_COLUMNS, "history", "prompt", "completion", "answers", "tools", "functions"}
+)
 
 
 def read_objects(path: Path, mime_type: str, start_step: Callable[[], None]) -> Iterator[Found]:

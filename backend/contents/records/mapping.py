@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from backend.contents.records import chat
+from backend.contents.records import chat, preferences
 from backend.contents.records.chat import CHAT_COLUMNS
+from backend.contents.records.preferences import PREFERENCE_COLUMNS, PREFERRED, Question
 from backend.contents.records.row import Row, RowRefused, Turn
 from backend.contents.records.texts import cut_short, required_text
 
@@ -41,12 +42,12 @@ _SHAPES = (
     ),
     _Shape("input_output", ("input", "entree"), _CONTEXT, ("output", "target", "sortie")),
 )
-_KNOWN = frozenset(name for shape in _SHAPES for name in (*shape.asked, *shape.given, *shape.answered)) | set(
-    CHAT_COLUMNS
-)
+_KNOWN = frozenset(name for shape in _SHAPES for name in (*shape.asked, *shape.given, *shape.answered)) | {
+    *CHAT_COLUMNS,
+    *PREFERENCE_COLUMNS,
+}
 _ANSWERS = frozenset({"answer", "answers", "reponse", "reponses"})
 _TOOLS = ("tools", "functions", "tool_calls", "function_call")
-_PREFERENCE = frozenset({"chosen", "rejected"})
 _SHOWN_COLUMNS = 8
 
 
@@ -56,15 +57,38 @@ def map_row(line: int, fields: Mapping[str, Any]) -> tuple[str, Row]:
     for name in _TOOLS:
         if columns.get(name):
             raise RowRefused("unsupported_content", f"'{name}': conversations that call tools cannot be trained on.")
+    if preferences.is_preference(columns):
+        return preferences.SHAPE, preferences.read(line, columns, lambda: _question(columns))
+    shape, row = _plain(line, columns)
+    rated = preferences.with_rejected(row, columns)
+    return (shape if rated.rejected is None else preferences.SHAPE), rated
+
+
+def _plain(line: int, columns: Mapping[str, Any]) -> tuple[str, Row]:
+    """A row with one answer."""
     conversation = _conversation(columns)
     if conversation is not None:
         kind, turns = conversation
         return kind, _of_turns(line, turns)
     shape, question, answer = _pair(columns)
+    asked = _asked(columns, shape, question)
+    output = required_text(f"'{answer}'", _first_answer(columns[answer]) if answer in _ANSWERS else columns[answer])
+    return shape.name, Row(line, asked.instruction, asked.given, output, asked.history)
+
+
+def _question(columns: Mapping[str, Any]) -> Question | None:
+    """What a row asks in plain columns, whatever the answer is called; None where nothing does."""
+    for shape in _SHAPES:
+        name = next((name for name in shape.asked if name in columns), None)
+        if name is not None:
+            return _asked(columns, shape, name)
+    return None
+
+
+def _asked(columns: Mapping[str, Any], shape: _Shape, question: str) -> Question:
     instruction = required_text(f"'{question}'", columns[question])
     given = [required_text(f"'{name}'", columns[name]) for name in shape.given if not _is_blank(columns.get(name))]
-    output = required_text(f"'{answer}'", _first_answer(columns[answer]) if answer in _ANSWERS else columns[answer])
-    return shape.name, Row(line, instruction, "\n\n".join(given), output, chat.earlier_turns(columns))
+    return Question(instruction, "\n\n".join(given), chat.earlier_turns(columns))
 
 
 def known_columns(names: Iterable[str]) -> int:
@@ -125,10 +149,11 @@ def _pair(columns: Mapping[str, Any]) -> tuple[_Shape, str, str]:
         if answer is not None:
             return shape, question, answer
         unanswered = unanswered or (shape, question)
-    if columns.keys() >= _PREFERENCE:
+    preferred = next((name for name in PREFERRED if name in columns), None)
+    if preferred is not None:
         raise RowRefused(
-            "unsupported_content",
-            "Pairs of a chosen and a rejected answer are not supported. Keep the chosen one as 'output'.",
+            "missing_field",
+            f"There is '{preferred}' but no answer that is worse. Add one as 'rejected', or call the answer 'output'.",
         )
     if unanswered is not None:
         shape, question = unanswered
@@ -151,7 +176,7 @@ def _pair(columns: Mapping[str, Any]) -> tuple[_Shape, str, str]:
     raise RowRefused(
         "unknown_shape",
         f"The columns are {shown}. Use instruction/input/output, messages, prompt/completion, prompt/response, "
-        "question/answer or conversations.",
+        "question/answer, conversations, or prompt/chosen/rejected.",
     )
 
 

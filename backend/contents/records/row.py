@@ -30,7 +30,8 @@ class RowRefused(Exception):
 class Row:
     """A question with its answer. `line` is where it stands: a line of JSON lines or CSV, the place in a JSON array.
 
-    `history` holds every turn before the instruction as {role, content}, system prompt included; None if there is none.
+    `rejected` is an answer that is worse, None if there is none. `history` holds every turn before the instruction as
+    {role, content}, system prompt included; None if there is none.
     """
 
     line: int
@@ -38,6 +39,7 @@ class Row:
     input: str
     output: str
     history: list[Turn] | None = None
+    rejected: str | None = None
 
     def to_line(self) -> bytes:
         fields: dict[str, Any] = {
@@ -48,13 +50,20 @@ class Row:
         }
         if self.history:
             fields["history"] = self.history
+        if self.rejected is not None:
+            fields["rejected"] = self.rejected
         return orjson.dumps(fields) + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Self:
         fields = orjson.loads(line)
         return cls(
-            fields["line"], fields["instruction"], fields["input"], fields["output"], fields.get("history") or None
+            fields["line"],
+            fields["instruction"],
+            fields["input"],
+            fields["output"],
+            fields.get("history") or None,
+            fields.get("rejected"),
         )
 
 

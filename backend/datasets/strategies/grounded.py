@@ -17,6 +17,7 @@ from backend.datasets.strategies.base import (
     TaskType,
 )
 from backend.datasets.strategies.injection import cleaned
+from backend.datasets.strategies.language import content_stems
 from backend.datasets.strategies.pages import page_of
 from backend.datasets.strategies.passage_language import language_of_passage
 from backend.datasets.strategies.prompt_files import fenced, fill, worked_examples
@@ -68,13 +69,18 @@ class GroundedStrategy:
         ready = list(_heading_drafts(chunk, statements, language))
         asks: list[Ask] = []
         if chunk.task_type is not TaskType.SUMMARIZATION:
-            for sentence, shape in _spread(statements, passage.text, language, limit=_candidates(wanted)):
+            for sentence, shape in _spread(statements, passage.text, language, chunk.avoid, limit=_candidates(wanted)):
                 if shape.fixed:
                     ready.append(_draft(chunk, sentence, shape.kind, shape.fixed, fault=_fixed_fault(shape.fixed)))
                 else:
                     asks.append(_ask(sentence, shape))
         return Plan(
-            ready=tuple(_not_again(chunk, draft) for draft in ready),
+            # What an earlier round has asked by the same grammar is no attempt that failed.
+            ready=tuple(
+                replace(draft, meta={**draft.meta, "language": language})
+                for draft in ready
+                if not asks_again(draft.instruction, chunk.avoid)
+            ),
             asks=tuple(asks),
             orders_removed=len(passage.removed),
         )
@@ -95,7 +101,9 @@ class GroundedStrategy:
         fault = question_fault(question, sentence=ask.subject, source=shape.source, opening=shape.opening)
         draft = _draft(chunk, ask.subject, ask.shape, question, fault=fault)
         score = round(question_coverage(question, shape.source), 3)
-        return [_not_again(chunk, replace(draft, meta={**draft.meta, "worded_by": completion.model, "score": score}))]
+        # Only English questions are left to the model.
+        meta = {**draft.meta, "worded_by": completion.model, "score": score, "language": "en"}
+        return [_not_again(chunk, replace(draft, meta=meta))]
 
     def select(self, drafts: Sequence[ExampleDraft], wanted: int) -> list[ExampleDraft]:
         """The `wanted` best, first those about sentences that no other one is about."""
@@ -114,9 +122,9 @@ def _candidates(wanted: int) -> int:
 
 
 def _spread(
-    statements: Sequence[str], text: str, language: str | None, limit: int
+    statements: Sequence[str], text: str, language: str | None, avoid: Sequence[str], limit: int
 ) -> Iterator[tuple[str, QuestionShape]]:
-    """Up to `limit` questions: the most certain one of each sentence, then the second of each."""
+    """Up to `limit` questions: the most certain one of each sentence, then the second of each; none a second time."""
     if language not in ("en", "fr"):
         return
     common = _common_words(text)
@@ -124,7 +132,7 @@ def _spread(
         [
             shape
             for shape in (shapes(one, common) if language == "en" else shapes_french(one))
-            if _apt(shape, statements)
+            if _apt(shape, statements) and not _was_asked(shape, avoid)
         ]
         for one in statements
     ]
@@ -134,6 +142,17 @@ def _spread(
             if shape is not None and count < limit:
                 count += 1
                 yield sentence, shape
+
+
+def _was_asked(shape: QuestionShape, avoid: Sequence[str]) -> bool:
+    """Whether an earlier round has this question, or one that the model made of this opening and these words.
+
+    It is asked at temperature 0 and would only say the same again.
+    """
+    if shape.fixed:
+        return asks_again(shape.fixed, avoid)
+    own = set(content_stems(f"{shape.opening} {shape.source}"))
+    return any(one.startswith(f"{shape.opening} ") and set(content_stems(one)) <= own for one in avoid)
 
 
 def _apt(shape: QuestionShape, statements: Sequence[str]) -> bool:

@@ -12,12 +12,14 @@ LEAST_COVERAGE = 0.5
 
 _OPENING = re.compile(
     r"^(?:what|who|when|where|why|how|which|is|are|may|can|do|does|at what|in which|under which|for how|"
-    r"que|quel\w*|qui|quand|où|pourquoi|comment|combien|est-ce|faut-il|peut-on|à quel\w*)\b",
+    r"que|qu['’]|quel\w*|qui|quand|où|pourquoi|comment|combien|est-ce|faut-il|peut-on|à quel\w*|avec quoi|"
+    r"pendant combien)\b",
     re.IGNORECASE,
 )
 _POINTER = re.compile(
     r"\b(?:it|its|they|them|their|this|these|those|he|she|his|her|the (?:passage|text|sentence|author|above)|"
-    r"il|elle|ils|elles|cela|ceci|ce (?:texte|passage)|le (?:texte|passage))\b",
+    # Not that of an inversion, which the question's own subject or nobody stands behind: 'faut-il'.
+    r"(?<!-)(?:il|elle|ils|elles)|cela|ceci|ce (?:texte|passage)|le (?:texte|passage))\b",
     re.IGNORECASE,
 )
 

@@ -20,7 +20,9 @@ _DANGLING = re.compile(
     r"otherwise|instead|likewise|similarly|finally|moreover|furthermore|additionally|(?:in|for|because of|due "
     r"to|after|with|at|as|by) (?:this|that|these|those|such)|"
     r"both|neither|the (?:former|latter|same|following|above)|and|but|or|so|"
-    r"il|ils|elle|elles|ce|cet|cette|ces|c['’]|cela|ceci|celui|celle|son|sa|ses|leur|leurs|cependant|ensuite|"
+    # 'Il faut' and its like stand for nobody.
+    r"il(?! (?:ne )?faut\b| est (?:interdit|déconseillé|nécessaire|obligatoire|recommandé|conseillé|possible)\b)|"
+    r"ils|elle|elles|ce|cet|cette|ces|c['’]|cela|ceci|celui|celle|son|sa|ses|leur|leurs|cependant|ensuite|"
     r"ainsi|donc|"
     r"toutefois|sinon|de plus|en outre|enfin|dans ce cas|le (?:premier|second)|et|mais|ou)\b",
     re.IGNORECASE,

@@ -191,10 +191,11 @@ def test_french_by_grammar_and_other_languages_not_at_all() -> None:
     plan = GroundedStrategy().plan(chunk(text), 9)
     assert plan.asks == ()
     assert [draft.instruction for draft in plan.ready] == [
-        "Que dit le document sur le réservoir de la machine ?",
+        "Combien de litres contient le réservoir de la machine ?",
         "Que faut-il faire si le voyant est rouge ?",
         "Que signifie un voyant vert ?",
     ]
+    assert [(draft.is_valid, draft.meta["language"]) for draft in plan.ready] == [(True, "fr")] * 3
     german = "Der Tank fasst zwei Liter Wasser. Der Filter muss alle sechzig Tage gewechselt werden."
     assert GroundedStrategy().plan(chunk(german), 9).ready == ()
 
