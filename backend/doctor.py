@@ -23,6 +23,7 @@ from backend.embedded import place, valkey
 from backend.embedded.data_folder import DataFolder, read_state
 from backend.embedded.services import answers
 from backend.embedded.stack import StackOptions
+from backend.kit import machine_memory
 from backend.kit.config import Settings
 from backend.providers import bundled
 from backend.providers.errors import BundledModelMissing
@@ -87,7 +88,7 @@ def machine(data_dir: Path) -> list[Finding]:
             str(cores),
             "The demo takes 12 minutes on two cores; here it takes longer",
         ),
-        memory(memory_bytes()),
+        memory(machine_memory.usable_bytes()),
         disk(data_dir),
     ]
 
@@ -96,16 +97,6 @@ def memory(total_bytes: int) -> Finding:
     total = total_bytes / 1e9
     state: State = "ok" if total >= MEMORY_WANTED_GB else "warning"
     return Finding("memory", state, f"{total:.1f} GB", f"Training the smallest model wants {MEMORY_WANTED_GB:.0f} GB")
-
-
-def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """What this process may use: the machine's memory, or the limit of its container."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = cgroup.read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def disk(data_dir: Path) -> Finding:

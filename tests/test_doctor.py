@@ -14,6 +14,7 @@ from rich.console import Console
 from backend import doctor
 from backend.embedded.data_folder import DataFolder, StackState
 from backend.embedded.processes import Identity
+from backend.kit import machine_memory
 
 
 @pytest.fixture
@@ -115,9 +116,22 @@ def test_packages_that_are_not_installed_are_missing() -> None:
 def test_little_memory_is_a_warning(tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
     limit.write_text("2000000000\n")
-    assert doctor.memory(doctor.memory_bytes(limit)).state == "warning"
+    assert doctor.memory(machine_memory.usable_bytes(tmp_path)).state == "warning"
     limit.write_text("max\n")
-    assert doctor.memory_bytes(limit) == doctor.memory_bytes(tmp_path / "none") > 2_000_000_000
+    unlimited = machine_memory.usable_bytes(tmp_path / "none")
+    assert machine_memory.usable_bytes(tmp_path) == unlimited > 2_000_000_000
+
+
+def test_the_lowest_limit_of_all_groups_around_a_process_counts(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("4:memory:/pod/container\n2:cpu:/elsewhere\n0::/slice/unit\n")
+    unlimited = machine_memory.usable_bytes(tmp_path, own)
+    for place, limit in (("slice", 900_000_000), ("memory/pod/container", 700_000_000), ("elsewhere", 5)):
+        (tmp_path / place).mkdir(parents=True)
+        name = "memory.limit_in_bytes" if place.startswith("memory") else "memory.max"
+        (tmp_path / place / name).write_text(f"{limit}\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine_memory.usable_bytes(tmp_path, own) == 700_000_000 < unlimited
 
 
 def test_a_stack_that_runs_is_shown_with_its_health(tmp_path: Path, healthy_url: str) -> None:

@@ -48,6 +48,21 @@ class JudgeOut(BaseModel):
     sentence: str
 
 
+class PreferencesOut(BaseModel):
+    """Of held-out pairs: how often each model finds the preferred answer likelier, and by how much training moved it.
+
+    `reward_margin`: beta times what the log-probability of the preferred answer gained more than that of the rejected.
+    `reward_accuracy`: the share of pairs where it did.
+    """
+
+    pairs: int
+    pairs_skipped: int
+    accuracy_base: float
+    accuracy_tuned: float
+    reward_accuracy: float
+    reward_margin: DifferenceOut
+
+
 class AnswerOut(BaseModel):
     question: str
     document: str | None
@@ -73,6 +88,8 @@ class EvaluationOut(BaseModel):
     tuned: FiguresOut | None = None
     f1_difference: DifferenceOut | None = None
     loss_difference: DifferenceOut | None = None
+    # Of a run on preferences that had some to look at.
+    preferences: PreferencesOut | None = None
     documents: list[DocumentOut]
     judge: JudgeOut | None
     answers: list[AnswerOut]

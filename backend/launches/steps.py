@@ -68,7 +68,7 @@ async def begin(session: AsyncSession, tools: Tools, order: Order, granted: Gran
     )
     session.add(dataset)
     await session.flush()
-    run = await planned.plan(session, granted.project, dataset, wish.wanted, granted.run)
+    run = await planned.plan(session, granted.project, dataset, wish.wanted, granted.run, wish.system_prompt)
     if order.kind == orders.ONBOARDING:
         onboarded = update(User).where(User.id == order.user_id).values(has_completed_onboarding=True)
         await session.execute(onboarded)

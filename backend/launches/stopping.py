@@ -73,7 +73,8 @@ async def _stop_run(session: AsyncSession, tools: Tools, order: Order) -> None:
     assert order.fine_tuning_id is not None
     by_user = order.error_code in _BY_USER
     status = Status.CANCELLED if by_user else Status.ERROR
-    if await planned.give_up(session, order.fine_tuning_id, status, order.error_message):
+    told = order.error_message, order.error_code, order.params.get("error_context")
+    if await planned.give_up(session, order.fine_tuning_id, status, *told):
         return
     run = await session.get(FineTuning, order.fine_tuning_id, populate_existing=True)
     if run is not None and by_user:

@@ -12,7 +12,7 @@ from backend.datasets import service as datasets
 from backend.kit.config import Settings
 from backend.projects.models import Project
 from backend.providers.base_models import ModelLibrary
-from backend.training import fine_tunings
+from backend.training import fine_tunings, methods
 from backend.training.fine_tunings import Wanted
 from backend.training.freezing import Checked
 from backend.users import plans
@@ -76,11 +76,14 @@ async def check(
     """Holds the user's row until the transaction ends, so that of two launches one sees the other's fine-tuning.
 
     Raises, in this order, UnknownContent, PlanLimitReached, UnknownProvider, ProviderHasNoFineTuning,
-    ModelNotTrainable, BadHyperparameter, NoProviderKey, ContentNotADocument, ContentNotReady, NoModelForGeneration.
+    ModelNotTrainable, BadHyperparameter, ModelTooLarge, DoesNotFit, NoProviderKey, NothingRatedYet,
+    ContentNotADocument, ContentNotReady, NoModelForGeneration.
     """
     contents = await content_queries.list_by_number(session, project.id, wish.content_ids)
     await plans.require_room_for_fine_tuning(session, project.user_id)
     run = await fine_tunings.check(session, library, project, wish.wanted)
+    if wish.provider == fine_tunings.LOCAL:
+        methods.require_rateable(wish.method)
     datasets.require_documents(contents)
     await datasets.require_model(session, settings, project, None)
     return Granted(wish, project, contents, run)

@@ -55,6 +55,16 @@ class ModelLibrary:
             return await asyncio.to_thread(_read_folder, model_id, self._models_dir / model_id)
         return await self._resolve_on_hub(model_id)
 
+    async def recall(self, model_id: str) -> ModelFacts | None:
+        """What is known of a model without asking the Hub; None for one of the Hub that nobody has looked at here.
+
+        Raises ModelIdInvalid, ModelNotFound, BundledModelMissing.
+        """
+        if self._source(model_id) != "hub":
+            return await self.resolve(model_id)
+        record = await asyncio.to_thread(self._cache.find, model_id)
+        return None if record is None else _facts_of(model_id, record)
+
     def is_on_disk(self, model_id: str) -> bool:
         """Whether it is the bundled model or a folder in `models_dir`, so that `resolve` asks nobody.
 

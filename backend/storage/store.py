@@ -1,5 +1,6 @@
 """The one interface to stored bytes, over obstore: file://, s3:// and memory:// by URL."""
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -52,8 +53,9 @@ class Storage:
     Every method raises StorageUnavailable when the store fails.
     """
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, folder: Path | None = None) -> None:
         self._store = store
+        self._folder = folder
 
     async def put_bytes(self, key: str, data: bytes) -> None:
         with _translated():
@@ -107,12 +109,32 @@ class Storage:
                 blobs.extend(Blob(meta["path"], meta["last_modified"]) for meta in batch)
         return blobs
 
+    async def delete_unfinished(self, prefix: str, before: datetime) -> int:
+        """Deletes what processes left below a prefix that were killed while they wrote, last touched before a time.
+
+        Such parts are in no listing. Those of a bucket are for its own lifecycle rule (AbortIncompleteMultipartUpload).
+        """
+        if self._folder is None:
+            return 0
+        return await asyncio.to_thread(_delete_parts, self._folder / prefix, before.timestamp())
+
     async def _get(self, key: str, span: tuple[int, int] | None = None) -> Any:
         try:
             with _translated():
                 return await obstore.get_async(self._store, key, options={"range": span} if span else None)
         except (NotFoundError, FileNotFoundError) as error:
             raise BlobNotFound(key) from error
+
+
+def _delete_parts(folder: Path, before: float) -> int:
+    """A file is written under its name with `#` and a number, and renamed when it is whole."""
+    count = 0
+    for path in folder.rglob("*#*"):
+        with suppress(OSError):
+            if path.name.rpartition("#")[2].isdigit() and path.stat().st_mtime < before:
+                path.unlink()
+                count += 1
+    return count
 
 
 @contextmanager
@@ -133,7 +155,7 @@ def open_storage(url: str) -> Storage:
     if parts.scheme == "file":
         folder = Path(unquote(parts.path))
         folder.mkdir(parents=True, exist_ok=True)
-        return Storage(LocalStore(folder, mkdir=True))
+        return Storage(LocalStore(folder, mkdir=True), folder)
     if parts.scheme == "memory":
         return Storage(MemoryStore())
     return Storage(from_url(url))

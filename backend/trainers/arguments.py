@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from trl import DPOConfig, SFTConfig
 
+from backend.trainers import ranks
 from backend.trainers.config import Hyperparams, TrainConfig
 from backend.trainers.errors import INVALID_CONFIG, TrainerError
 from backend.trainers.loading import Target
@@ -37,9 +38,16 @@ def lora(params: Hyperparams) -> LoraConfig:
 
 
 def supervised(
-    config: TrainConfig, target: Target, examples: int, parts: Parts, *, recompute: bool, evaluates: bool
+    config: TrainConfig,
+    target: Target,
+    examples: int,
+    parts: Parts,
+    *,
+    recompute: bool,
+    evaluates: bool,
+    sharded: bool = False,
 ) -> SFTConfig:
-    """For SupervisedTrainer: one batch is a whole optimizer step, which it cuts itself."""
+    """For SupervisedTrainer: one batch is a whole optimizer step, which it deals to the processes and cuts itself."""
     params = config.hyperparams
     step = params.per_device_batch_size * params.gradient_accumulation_steps
     return SFTConfig(
@@ -48,12 +56,20 @@ def supervised(
         max_length=None,  # the examples arrive encoded, and those too long are already out
         dataset_kwargs={"skip_prepare_dataset": True},
         include_num_input_tokens_seen="all",  # there is no padding
+        **_together(target, sharded=sharded),
         **_common(config, target, math.ceil(examples / step), parts, recompute=recompute, evaluates=evaluates),
     )
 
 
 def preferences(
-    config: TrainConfig, target: Target, examples: int, parts: Parts, *, recompute: bool, evaluates: bool
+    config: TrainConfig,
+    target: Target,
+    examples: int,
+    parts: Parts,
+    *,
+    recompute: bool,
+    evaluates: bool,
+    sharded: bool = False,
 ) -> DPOConfig:
     """For PreferenceTrainer. A batch of pairs holds two conversations of each."""
     params = config.hyperparams
@@ -67,13 +83,15 @@ def preferences(
         beta=params.dpo_beta,
         max_length=None,
         include_num_input_tokens_seen="non_padding",
+        **_together(target, sharded=sharded),
         **_common(config, target, steps, parts, recompute=recompute, evaluates=evaluates),
     )
 
 
 def recomputes(config: TrainConfig, target: Target, parameters: int, parts: Parts) -> bool:
     """Whether activations are computed again in the backward pass instead of kept: a third more work, less memory."""
-    return (target.device == "cuda" and parameters > RECOMPUTED_PARAMETERS) or parts.recomputes
+    large = target.device == "cuda" and parameters > RECOMPUTED_PARAMETERS
+    return large or config.fit.recompute or parts.recomputes
 
 
 def refuse_unavailable(params: Hyperparams, device: str) -> None:
@@ -97,6 +115,17 @@ def refuse_unavailable(params: Hyperparams, device: str) -> None:
         )
 
 
+def _together(target: Target, *, sharded: bool) -> dict[str, Any]:
+    """How several processes share the work: each with all of the model (DDP), or with a part of each layer (FSDP)."""
+    if ranks.count() == 1:
+        return {}
+    backend = {"ddp_backend": "gloo"} if target.device == "cpu" else {}
+    if sharded:
+        return {**backend, "fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    # Every step uses all trained weights, and nothing else changes.
+    return {**backend, "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+
+
 def _common(
     config: TrainConfig, target: Target, steps_per_epoch: int, parts: Parts, *, recompute: bool, evaluates: bool
 ) -> dict[str, Any]:
@@ -108,7 +137,8 @@ def _common(
         "num_train_epochs": params.num_epochs,
         "learning_rate": params.learning_rate,
         "per_device_eval_batch_size": parts.batch_size(params.per_device_batch_size * 2),
-        "warmup_steps": math.ceil(params.warmup_ratio * total_steps),
+        # The first step of a warm-up has a rate of 0: a run of one step would learn nothing.
+        "warmup_steps": min(math.ceil(params.warmup_ratio * total_steps), total_steps - 1),
         "weight_decay": params.weight_decay,
         "lr_scheduler_type": "cosine",
         "max_grad_norm": 1.0,

@@ -17,12 +17,12 @@ BUSY_TOKENS = {"cpu": 1024, "cuda": 4096}
 class StepSampler(Sampler[list[int]]):
     """Yields the example indices of one optimizer step at a time, shuffled anew each epoch.
 
-    The order depends on seed and epoch alone: a resumed run sees the same steps. Of several processes each takes every
-    `world_size`-th example of a step; a step with fewer examples than processes gives some of them twice.
+    The order depends on seed and epoch alone: a resumed run sees the same steps, whatever the number of its processes.
+    Each of these gets its share of a step as `deal` gives it; with fewer examples than processes some get none.
     """
 
-    def __init__(self, count: int, step_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self._count = count
+    def __init__(self, lengths: Sequence[int], step_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self._lengths = lengths
         self._step_size = step_size
         self._seed = seed
         self._rank = rank
@@ -38,14 +38,25 @@ class StepSampler(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self._count / self._step_size)
+        return math.ceil(len(self._lengths) / self._step_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order: list[int] = torch.randperm(self._count, generator=generator).tolist()
-        for start in range(0, self._count, self._step_size):
+        order: list[int] = torch.randperm(len(self._lengths), generator=generator).tolist()
+        for start in range(0, len(order), self._step_size):
             step = order[start : start + self._step_size]
-            yield step[self._rank :: self._world_size] or step[:1]
+            yield step if self._world_size == 1 else deal(step, self._lengths, self._world_size)[self._rank]
+
+
+def deal(step: Sequence[int], lengths: Sequence[int], hands: int) -> list[list[int]]:
+    """Deal the examples of a step to `hands` processes so that each has about as many tokens: the longest first."""
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    tokens = [0] * hands
+    for index in sorted(step, key=lambda item: -lengths[item]):
+        least = tokens.index(min(tokens))
+        dealt[least].append(index)
+        tokens[least] += lengths[index]
+    return dealt
 
 
 def tokens_at_once(batch_size: int, max_length: int, longest: int, device: str) -> int:
@@ -82,7 +93,10 @@ def pack(examples: Sequence[Example]) -> Batch:
     Positions start again with each example. The first token of each has no label: nothing before it predicts it.
     """
     return {
-        "input_ids": torch.tensor([[token for example in examples for token in example.input_ids]]),
-        "position_ids": torch.tensor([[place for example in examples for place in range(len(example.input_ids))]]),
-        "labels": torch.tensor([[label for example in examples for label in (IGNORED, *example.labels[1:])]]),
+        name: torch.tensor([row], dtype=torch.int64)
+        for name, row in (
+            ("input_ids", [token for example in examples for token in example.input_ids]),
+            ("position_ids", [place for example in examples for place in range(len(example.input_ids))]),
+            ("labels", [label for example in examples for label in (IGNORED, *example.labels[1:])]),
+        )
     }

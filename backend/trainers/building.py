@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import prepare_model_for_kbit_training
 
-from backend.trainers import adapters, arguments, batches, examples, loading, packing, preferences
+from backend.trainers import adapters, arguments, batches, examples, loading, packing, preferences, ranks, sharding
 from backend.trainers.config import Method, TrainConfig
 from backend.trainers.errors import DATASET_TOO_LONG, INVALID_CONFIG, TrainerError
 from backend.trainers.events import Events
@@ -28,7 +28,10 @@ _NOTHING = EncodedSet([], 0, 0)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data and model of a run. `most_tokens` one forward pass may have, `longest` example that is used (tokens)."""
+    """Data and model of a run. `most_tokens` one forward pass may have, `longest` example that is used (tokens).
+
+    `sharded`: the model is to be split over the processes; until the trainer does it, it waits on the CPU.
+    """
 
     target: Target
     tokenizer: Any
@@ -38,6 +41,7 @@ class Prepared:
     packed: bool
     most_tokens: int
     longest: int
+    sharded: bool = False
 
     def figures(self) -> dict[str, Any]:
         """What the data came to, for the metrics."""
@@ -47,6 +51,8 @@ class Prepared:
             "train_examples_truncated": self.train_set.truncated,
             "eval_examples": len(self.held_out.examples),
             "packed": self.packed,
+            "processes": ranks.count(),
+            "sharded": self.sharded,
         }
 
     def trainer(
@@ -67,6 +73,7 @@ class Prepared:
             "cancellation": cancellation,
             "keep": params.keep,
             "patience": params.early_stopping_patience or 0,
+            "checkpoint_seconds": config.checkpoint_seconds,
             "peft_config": None if config.method == "full" else arguments.lora(params),
             "args": settings(
                 config,
@@ -75,6 +82,7 @@ class Prepared:
                 parts,
                 recompute=recompute,
                 evaluates=bool(self.held_out.examples),
+                sharded=self.sharded,
             ),
         }
         if config.method == "dpo":
@@ -119,7 +127,8 @@ def prepare(config: TrainConfig, events: Events, parts: Parts) -> Prepared:
         # Small updates vanish in 16-bit weights: these are held in 32 bits, and computed with in 16 where that works.
         target = replace(target, weights_dtype=torch.float32)
         _check_full(config, events)
-    model = loading.load_base(config.base_model, target, four_bit=config.method == "qlora")
+    sharded = sharding.needed(config.sharding, config.method, config.base_model, target)
+    model = loading.load_base(config.base_model, target, four_bit=config.method == "qlora", on_cpu=sharded)
     if config.method == "full":
         _refuse_large(model.num_parameters())
     longest = max(_length(item) for item in train_set.examples) if config.method != "dpo" else train_set.longest
@@ -131,8 +140,9 @@ def prepare(config: TrainConfig, events: Events, parts: Parts) -> Prepared:
         train_set=train_set,
         held_out=held_out,
         packed=config.method != "dpo" and not params.torch_compile and packing.enable(model, target),
-        most_tokens=parts.tokens or most,
+        most_tokens=parts.tokens or min(most, config.fit.most_tokens or most),
         longest=longest,
+        sharded=sharded,
     )
 
 

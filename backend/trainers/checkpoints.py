@@ -118,7 +118,7 @@ def sha256_of(path: Path) -> str:
 def save_tree(value: object, stem: Path) -> None:
     """Save nested dicts, lists and tuples of numbers, strings and tensors as `stem`.json and `stem`.safetensors."""
     tensors: dict[str, torch.Tensor] = {}
-    skeleton = _take_apart(value, tensors)
+    skeleton = _take_apart(value, tensors, set())
     write_json(stem.with_suffix(".json"), skeleton)
     save_file(tensors, stem.with_suffix(".safetensors"))
 
@@ -129,25 +129,37 @@ def load_tree(stem: Path) -> Any:
     return _put_together(skeleton, load_file(stem.with_suffix(".safetensors")))
 
 
-def _take_apart(value: object, tensors: dict[str, torch.Tensor]) -> object:
+def _take_apart(value: object, tensors: dict[str, torch.Tensor], buffers: set[int]) -> object:
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        # A copy of its own for each: optimizers share some buffers, which safetensors refuses.
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[name] = _apart_from(buffers, value.detach())
         return {"tensor": name}
     if isinstance(value, numpy.ndarray):
         return {"array": value.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, dict):
-        return {"dict": [[_take_apart(key, tensors), _take_apart(item, tensors)] for key, item in value.items()]}
+        return {
+            "dict": [
+                [_take_apart(key, tensors, buffers), _take_apart(item, tensors, buffers)] for key, item in value.items()
+            ]
+        }
     if isinstance(value, tuple):
-        return {"tuple": [_take_apart(item, tensors) for item in value]}
+        return {"tuple": [_take_apart(item, tensors, buffers) for item in value]}
     if isinstance(value, list):
-        return [_take_apart(item, tensors) for item in value]
+        return [_take_apart(item, tensors, buffers) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
+
+
+def _apart_from(buffers: set[int], value: torch.Tensor) -> torch.Tensor:
+    """On the CPU, copied only where need be: safetensors refuses the buffers that optimizers share, and a copy of the
+    state of all weights would fill the memory a second time. `buffers` are those that are taken already."""
+    alone = value.device.type == "cpu" and value.untyped_storage().data_ptr() not in buffers
+    apart = value.to("cpu", copy=not alone).contiguous()
+    buffers.add(apart.untyped_storage().data_ptr())
+    return apart
 
 
 def _put_together(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

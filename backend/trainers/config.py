@@ -23,7 +23,7 @@ class Hyperparams:
     """Hyperparameters under their public names.
 
     `eval_steps`, `save_steps`: every how many optimizer steps; None evaluates about once an epoch (at most ten times)
-    and saves once a minute. `keep`: which weights the run delivers, those with the best evaluation or the last
+    and saves by the clock. `keep`: which weights the run delivers, those with the best evaluation or the last
     (the last ones that score better than the base model, when there are such). `early_stopping_patience`: so many
     evaluations without a new lowest loss end the run; 0 or None never. `long_examples`: cut the questions of examples
     over `max_seq_length`, or leave these out. `dpo_beta`: how firmly DPO holds on to the base model.
@@ -69,6 +69,24 @@ class Hyperparams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a run is cut for the memory of this machine; None and False: as its hyperparameters say.
+
+    `per_device_batch_size` divides the examples of a step, which stay what they are. `recompute`: activations are
+    computed anew in the backward pass. `most_tokens` of one forward pass.
+    """
+
+    per_device_batch_size: int | None = None
+    recompute: bool = False
+    most_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_batch_size", "most_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"fit.{name}", "must be above 0, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One fine-tuning run.
 
@@ -76,7 +94,10 @@ class TrainConfig:
     `eval_file` hold JSON lines `{"messages": [{"role", "content"}, ...]}`; for the method dpo
     `{"prompt", "chosen", "rejected"}`, each a text or a list of messages. `run_dir` receives checkpoints, then
     `adapter/` (for the method full: the whole model), `training_config.json` and `metrics.json`. `threads` 0 leaves
-    torch's own choice.
+    torch's own choice. `checkpoint_seconds`: how often a checkpoint is made, unless `save_steps` says it by steps.
+    `processes` 0: one for each visible GPU, or one on a CPU. `sharding`: whether each of them holds all of the model or
+    a part; auto splits what a card has no room for. `fit` is the worker's word, and no part of what the run is: another
+    may go on with it.
     """
 
     run_dir: Path
@@ -88,20 +109,30 @@ class TrainConfig:
     hyperparams: Hyperparams = field(default_factory=Hyperparams)
     device: Device = "auto"
     threads: int = 0
+    checkpoint_seconds: float = 60.0
+    processes: int = 0
+    sharding: Literal["auto", "replicate", "shard"] = "auto"
+    fit: Fit = field(default_factory=Fit)
+
+    def __post_init__(self) -> None:
+        _require(self.checkpoint_seconds > 0, "checkpoint_seconds", "must be above 0")
+        _require(self.processes >= 0, "processes", "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Compare base and tuned on `eval_file`; of its examples both answer those whose numbers are in `questions`.
 
-    `adapter` is a folder with an adapter or with a whole model. `questions` None: the first `samples`. Answering ends
-    once it took `max_seconds`; what was found until then is kept beside `output_file`, for a run that goes on.
+    `pairs_file`: preferred and rejected answers, as for the method dpo, whose likelihoods are compared. `adapter` is a
+    folder with an adapter or with a whole model. `questions` None: the first `samples`. Answering ends once it took
+    `max_seconds`; what was found until then is kept beside `output_file`, for a run that goes on.
     """
 
     base_model: Path
     adapter: Path
     eval_file: Path
     output_file: Path
+    pairs_file: Path | None = None
     samples: int = 5
     questions: list[int] | None = None
     max_seconds: float = 0.0

@@ -12,11 +12,15 @@ from backend.trainers.config import EvaluateConfig, Variant
 
 
 class Notes:
-    """`losses` by (variant, example), summed over the labelled tokens; `answers` by example; `seconds` of answering."""
+    """`losses` by (variant, example), summed over the labelled tokens; `answers` by example; `seconds` of answering.
+
+    `pairs` by (variant, pair): the summed losses of its preferred and of its rejected answer.
+    """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.losses: dict[tuple[Variant, int], float] = {}
         self.answers: dict[int, dict[str, str]] = {}
+        self.pairs: dict[tuple[Variant, int], tuple[float, float]] = {}
         self.seconds = 0.0
         self._path = path
         self._fingerprint = fingerprint
@@ -27,10 +31,12 @@ class Notes:
         """Those of the same models and examples; notes of others are thrown away."""
         digest = hashlib.sha256()
         weights = sorted(config.adapter.glob("*.safetensors"))
-        for path in (*weights, config.eval_file, config.base_model / "config.json"):
+        files = [config.eval_file, *([config.pairs_file] if config.pairs_file is not None else [])]
+        for path in (*weights, *files, config.base_model / "config.json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         digest.update(f"{config.max_seq_length} {config.max_new_tokens} {config.load_in_4bit}".encode())
+        digest.update(config.long_examples.encode())
         return cls(config.output_file.with_suffix(".notes"), digest.hexdigest())
 
     def __enter__(self) -> Notes:
@@ -53,6 +59,9 @@ class Notes:
     def add_losses(self, variant: Variant, losses: dict[int, float]) -> None:
         self._keep({"variant": variant, "losses": [[number, loss] for number, loss in losses.items()]})
 
+    def add_pairs(self, variant: Variant, pairs: dict[int, tuple[float, float]]) -> None:
+        self._keep({"variant": variant, "pairs": [[number, *losses] for number, losses in pairs.items()]})
+
     def add_answers(self, answers: dict[int, dict[str, str]], seconds: float) -> None:
         self._keep({"answers": [[number, pair] for number, pair in answers.items()], "seconds": seconds})
 
@@ -63,6 +72,8 @@ class Notes:
     def _take(self, line: dict[str, Any]) -> None:
         for number, loss in line.get("losses", []):
             self.losses[line["variant"], number] = loss
+        for number, preferred, rejected in line.get("pairs", []):
+            self.pairs[line["variant"], number] = preferred, rejected
         for number, pair in line.get("answers", []):
             self.answers[number] = pair
         self.seconds += line.get("seconds", 0.0)

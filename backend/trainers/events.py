@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Container
 from typing import Any, Literal, TextIO
 
 Stage = Literal["loading", "baseline", "training", "evaluating", "generating", "saving"]
@@ -13,13 +14,16 @@ Stage = Literal["loading", "baseline", "training", "evaluating", "generating", "
 class Events:
     """Writes events to `wire` as JSON lines, each flushed at once.
 
-    Numbers that JSON cannot carry (NaN, infinities) become null.
+    Numbers that JSON cannot carry (NaN, infinities) become null. `only`: the events that are written, else all.
     """
 
-    def __init__(self, wire: TextIO) -> None:
+    def __init__(self, wire: TextIO, only: Container[str] | None = None) -> None:
         self._wire = wire
+        self._only = only
 
     def emit(self, event: str, **fields: Any) -> None:
+        if self._only is not None and event not in self._only:
+            return
         line = json.dumps({"event": event, **_finite(fields)}, ensure_ascii=False, allow_nan=False)
         try:
             self._wire.write(line + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from backend.trainers import process
 from backend.trainers.config import GenerateConfig, Variant
@@ -15,14 +16,22 @@ def generate(config: GenerateConfig, events: Events, cancellation: process.Cance
     # Loaded late: see qlora.py.
     from backend.trainers import checkpoints, loading
     from backend.trainers.answering import answer_as
+    from backend.trainers.model_pair import is_whole_model
 
     started = time.monotonic()
     events.stage("loading")
     target = loading.choose_target(config.device, config.threads)
     tokenizer = loading.load_tokenizer(config.base_model)
-    model = loading.load_base(config.base_model, target, four_bit=config.load_in_4bit)
-    if config.adapter is not None and "tuned" in config.which:
-        model = loading.load_adapter(model, config.adapter)
+    tuned = config.adapter if "tuned" in config.which else None
+    whole = tuned is not None and is_whole_model(tuned)
+    models: dict[Variant, Any] = {}
+    if "base" in config.which or not whole:
+        model: Any = loading.load_base(config.base_model, target, four_bit=config.load_in_4bit)
+        if tuned is not None and not whole:
+            model = loading.load_adapter(model, tuned)
+        models = {"base": model, "tuned": model}
+    if whole and tuned is not None:
+        models["tuned"] = loading.load_base(tuned, target)
 
     events.stage("generating")
     total = len(config.prompts) * len(config.which)
@@ -35,7 +44,7 @@ def generate(config: GenerateConfig, events: Events, cancellation: process.Cance
     for variant in config.which:
         answers[variant] = answer_as(
             variant,
-            model,
+            models[variant],
             tokenizer,
             config.prompts,
             target=target,

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
+from backend.trainers import ranks
 from backend.trainers.errors import ADAPTER_UNUSABLE, BASE_MODEL_UNUSABLE, DEVICE_UNAVAILABLE, TrainerError
 
 CHATML_TEMPLATE = (
@@ -59,7 +60,7 @@ def choose_target(device: str, threads: int = 0) -> Target:
     if device != "cpu" and available:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return Target("cuda", dtype, dtype)
-    torch.set_num_threads(threads or usable_cores())
+    torch.set_num_threads(threads or max(1, usable_cores() // ranks.count()))
     dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
     return Target("cpu", dtype, dtype)
 
@@ -70,8 +71,10 @@ def cpu_has_bf16() -> bool:
     return any(bool(getattr(torch.cpu, name, bool)()) for name in probes)
 
 
-def load_base(folder: Path, target: Target, *, four_bit: bool = False) -> PreTrainedModel:
+def load_base(folder: Path, target: Target, *, four_bit: bool = False, on_cpu: bool = False) -> PreTrainedModel:
     """Load the model in `folder` for `target`; with `four_bit` as NF4 with double quantisation.
+
+    `on_cpu`: leave it there for now, because one device has no room for all of it.
 
     Raises TrainerError BASE_MODEL_UNUSABLE for pickled weights, custom code, or files that do not load.
     """
@@ -89,7 +92,7 @@ def load_base(folder: Path, target: Target, *, four_bit: bool = False) -> PreTra
             folder,
             dtype=target.weights_dtype,
             quantization_config=quantization,
-            device_map={"": target.device} if four_bit or target.device == "cuda" else None,
+            device_map=_place(target, four_bit=four_bit, on_cpu=on_cpu),
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -103,6 +106,15 @@ def load_base(folder: Path, target: Target, *, four_bit: bool = False) -> PreTra
     if four_bit and target.device == "cpu":
         keep_gradients_exact(model)
     return model
+
+
+def _place(target: Target, *, four_bit: bool, on_cpu: bool) -> dict[str, Any] | None:
+    if on_cpu:
+        return None
+    if target.device == "cuda":
+        # Of several processes each has a GPU of its own.
+        return {"": torch.cuda.current_device()}
+    return {"": target.device} if four_bit else None
 
 
 def keep_gradients_exact(model: torch.nn.Module) -> None:

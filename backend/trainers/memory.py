@@ -8,13 +8,14 @@ import json
 import resource
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from backend.trainers import checkpoints
-from backend.trainers.errors import OUT_OF_MEMORY, TrainerError, from_exception
+from backend.trainers.config import TrainConfig
+from backend.trainers.errors import INVALID_CONFIG, OUT_OF_MEMORY, TrainerError, from_exception
 
 RETRIES = 2
 _FILE = "memory.json"
@@ -42,6 +43,20 @@ class Parts:
 
     def halved(self, most_tokens: int) -> Parts:
         return Parts(self.halvings + 1, max(1, most_tokens // 2))
+
+
+def fitted(config: TrainConfig) -> TrainConfig:
+    """The config with its batches as the worker cut them: as many examples a step, fewer at once."""
+    params, size = config.hyperparams, config.fit.per_device_batch_size
+    if size is None:
+        return config
+    step = params.per_device_batch_size * params.gradient_accumulation_steps
+    if step % size:
+        raise TrainerError(
+            INVALID_CONFIG, f"fit.per_device_batch_size {size} does not divide a step of {step} examples."
+        )
+    cut = replace(params, per_device_batch_size=size, gradient_accumulation_steps=step // size)
+    return replace(config, hyperparams=cut)
 
 
 def load_parts(run_dir: Path) -> Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ def enable(model: Any, target: Target) -> bool:
     Tried on the model itself: architectures that carry state along the row other than by attention are found so.
     """
     usual = model.config._attn_implementation
+    if model.device.type != target.device:
+        return _enable_waiting(model, target)
     if usual == "sdpa" and target.device == "cpu" and _attends_plainly(model.config.get_text_config()):
         model.set_attn_implementation(SEGMENTED)
     elif usual == "sdpa" and target.device == "cuda" and is_flash_attn_2_available():
@@ -56,14 +58,23 @@ def enable(model: Any, target: Target) -> bool:
     return is_exact(model, target)
 
 
+def _enable_waiting(model: Any, target: Target) -> bool:
+    """For a model that waits on the CPU to be split over GPUs. What matters there, the architecture, shows here too."""
+    exact = is_exact(model, target)
+    if exact and model.config._attn_implementation == "sdpa" and is_flash_attn_2_available():
+        with suppress(ImportError, ValueError):
+            model.set_attn_implementation("flash_attention_2")
+    return exact
+
+
 def is_exact(model: Any, target: Target) -> bool:
     """Whether a packed row gives the logits of its examples alone."""
     generator = torch.Generator().manual_seed(0)
     rows = [
-        torch.randint(model.config.get_text_config().vocab_size, (1, length), generator=generator).to(target.device)
+        torch.randint(model.config.get_text_config().vocab_size, (1, length), generator=generator).to(model.device)
         for length in _PROBE_LENGTHS
     ]
-    positions = torch.cat([torch.arange(length, device=target.device) for length in _PROBE_LENGTHS]).unsqueeze(0)
+    positions = torch.cat([torch.arange(length, device=model.device) for length in _PROBE_LENGTHS]).unsqueeze(0)
     was_training = model.training
     model.eval()
     try:

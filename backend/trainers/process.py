@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from backend.trainers.config import load_config
 from backend.trainers.errors import INVALID_CONFIG, Cancelled, TrainerError, from_exception
@@ -19,19 +19,25 @@ from backend.trainers.events import Events
 
 ConfigT = TypeVar("ConfigT")
 EXIT_REPORTED = 3
+# What a process says when it had no room: the launcher starts all anew with smaller parts.
+EXIT_SMALLER = 4
+ERROR, SMALLER = "error", "smaller"
 PARENT_PID_VARIABLE = "TRAINER_PARENT_PID"
+STORE_FD_VARIABLE = "TRAINER_STORE_FD"
 _PR_SET_PDEATHSIG = 1
 
 
 class Cancellation:
     """SIGTERM or SIGINT: raises Cancelled at once, or, inside `deferred()`, waits to be asked through `requested`.
 
-    A second signal raises in any case.
+    A second signal raises in any case. The launcher of several processes passes a signal on as SIGUSR1, which is no
+    second one for those that the first has reached.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
         self._deferred = False
+        self._only_told = False
 
     @property
     def requested(self) -> bool:
@@ -40,6 +46,7 @@ class Cancellation:
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
+        signal.signal(signal.SIGUSR1, self._hear)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -51,20 +58,33 @@ class Cancellation:
             self._deferred = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        again = self.requested
-        self.signal_number = number
+        again = self.requested and not self._only_told
+        self.signal_number, self._only_told = number, False
         if again or not self._deferred:
             raise Cancelled
 
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            return
+        self.signal_number, self._only_told = signal.SIGTERM, True
+        if not self._deferred:
+            raise Cancelled
 
-def run(config_type: type[ConfigT], job: Callable[[ConfigT, Events, Cancellation], None]) -> int:
-    """Run `job` with the config file named in argv; returns the exit code.
+
+def run(
+    config_type: type[ConfigT], job: Callable[[ConfigT, Events, Cancellation], None], *, one_gpu: bool = True
+) -> int:
+    """Run `job` with the config file named in argv, on one GPU unless it sees to that itself; returns the exit code.
 
     0 success, 3 after an `error` event, 128 + the signal's number after a cancel (143 for SIGTERM, 130 for SIGINT).
     """
-    events = Events(take_stdout())
+    # Of several processes the first one tells how the run goes, and each why it failed.
+    told = None if not is_launched() or os.environ["RANK"] == "0" else (ERROR, SMALLER)
+    events = Events(take_stdout(), told)
     die_with_parent()
     prepare_environment()
+    if one_gpu:
+        show_one_gpu()
     cancellation = Cancellation()
     cancellation.install()
     try:
@@ -78,9 +98,21 @@ def run(config_type: type[ConfigT], job: Callable[[ConfigT, Events, Cancellation
         if not isinstance(error, TrainerError):
             traceback.print_exc()
         failure = from_exception(error)
-        events.emit("error", status="failed", error=str(failure), error_code=failure.code)
+        events.emit(ERROR, status="failed", error=str(failure), error_code=failure.code)
         return EXIT_REPORTED
     return 0
+
+
+def is_launched() -> bool:
+    """Whether this is one of the several processes of a run, by the variables that every launcher of torch sets."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: a process whose peers are gone would wait for them in the libraries' own farewells."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def take_stdout() -> TextIO:
@@ -104,10 +136,13 @@ def die_with_parent() -> None:
 
 
 def prepare_environment() -> None:
-    """Settings that libraries read on import: no hub, no telemetry, no spinning threads, one visible GPU."""
+    """Settings that libraries read on import: no hub, no telemetry, no spinning threads."""
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # TRL refuses several visible GPUs without a launcher.
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+
+
+def show_one_gpu() -> None:
+    """Leave the first of the visible GPUs: TRL refuses several without a launcher."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

@@ -11,11 +11,13 @@ import json
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.trainers import process
+from backend.trainers import launching, process
 from backend.trainers.config import TrainConfig
 from backend.trainers.errors import OUT_OF_MEMORY, RUN_FOLDER_MISMATCH, Cancelled, TrainerError
 from backend.trainers.events import Events
@@ -28,23 +30,46 @@ if TYPE_CHECKING:
     from backend.trainers.trainer import ResumableTrainer
 
 
+def run(config: TrainConfig, events: Events, cancellation: process.Cancellation) -> None:
+    """Fine-tune here, or in several processes where there are several GPUs to use."""
+    if not process.is_launched():
+        size = launching.processes(config)
+        if reason := launching.why_one(config):
+            events.warning(reason)
+        if size > 1:
+            launching.launch(config, Path(sys.argv[1]), events, cancellation, size)
+            return
+        process.show_one_gpu()
+    fine_tune(config, events, cancellation)
+
+
 def fine_tune(config: TrainConfig, events: Events, cancellation: process.Cancellation) -> None:
     """Train, evaluate and deliver the weights to `config.run_dir`; raises TrainerError or Cancelled.
 
-    Out of memory, it goes on from the last whole checkpoint with half as much at once, twice at most.
+    Out of memory, it goes on from the last whole checkpoint with half as much at once, twice at most. Of several
+    processes the first holds the folder and writes; all end so that the launcher starts them anew.
     """
-    from backend.trainers import checkpoints, memory
+    from backend.trainers import checkpoints, memory, ranks
 
     events.stage("loading")
-    with checkpoints.locked(config.run_dir):
-        claim(config)
-        metrics_file = config.run_dir / "metrics.json"
-        if metrics_file.is_file():
-            events.emit("complete", **summary(json.loads(metrics_file.read_text(encoding="utf-8"))))
+    ranks.join(config.device)
+    with checkpoints.locked(config.run_dir) if ranks.is_first() else nullcontext():
+        result, parts = ranks.from_first(lambda: (claim(config), memory.load_parts(config.run_dir)))
+        if result is not None:
+            events.emit("complete", **summary(result))
             return
-        while (smaller := attempt(config, events, cancellation, memory.load_parts(config.run_dir))) is not None:
+        config = memory.fitted(config)
+        while (smaller := attempt(config, events, cancellation, parts)) is not None:
+            message = goes_on(config, smaller)
+            if process.is_launched():
+                events.emit(process.SMALLER, parts=asdict(smaller), message=message)
+                process.leave(process.EXIT_SMALLER)
             memory.save_parts(config.run_dir, smaller)
+            events.warning(message)
             memory.release()
+            parts = smaller
+        # Nobody leaves while another may still need its part of a weight.
+        ranks.any_of(False)
 
 
 def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellation, parts: Parts) -> Parts | None:
@@ -52,7 +77,7 @@ def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellat
 
     The error stays in here: its traceback would hold on to everything that filled the memory.
     """
-    from backend.trainers import building, checkpoints, memory
+    from backend.trainers import building, checkpoints, memory, ranks
 
     prepared: Prepared | None = None
     trainer: ResumableTrainer | None = None
@@ -60,13 +85,16 @@ def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellat
     try:
         prepared = building.prepare(config, events, parts)
         trainer = prepared.trainer(config, events, cancellation, parts)
-        base_loss = score_base(trainer, config, events)
+        trainer.split()
+        resumed_from = ranks.from_first(lambda: checkpoints.newest_whole(config.run_dir))
+        base_loss = score_base(trainer, config, events, tell=resumed_from is None)
 
         events.stage("training")
-        resumed_from = checkpoints.newest_whole(config.run_dir)
+        if resumed_from is not None:
+            events.emit("resumed", step=checkpoints.step_of(resumed_from))
         with cancellation.deferred():
             output = trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)  # type: ignore[attr-defined]
-        if cancellation.requested:
+        if any(ranks.any_of(cancellation.requested)):
             events.emit("cancelled", step=trainer.state.global_step)
             raise Cancelled
 
@@ -75,16 +103,8 @@ def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellat
         metrics = {
             **losses(trainer, output.training_loss, base_loss, tuned_loss),
             **prepared.figures(),
-            "stopped": trainer.stopped,
-            "train_seconds": round(trainer.train_seconds, 3),
+            **effort(trainer, parts),
             "duration_seconds": round(time.monotonic() - started, 3),
-            "num_tokens": trainer.state.num_input_tokens_seen,
-            "trainable_parameters": sum(item.numel() for item in trainer.model.parameters() if item.requires_grad),
-            "most_tokens_at_once": trainer.most_tokens_at_once,
-            "memory_halvings": parts.halvings,
-            "peak_memory_bytes": memory.peak_bytes(trainer.target.device),
-            "device": trainer.target.device,
-            "compute_dtype": str(trainer.target.compute_dtype).removeprefix("torch."),
             "versions": versions(),
             "history": trainer.state.log_history,
         }
@@ -98,18 +118,25 @@ def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellat
         at_once = (trainer.most_tokens_at_once if trainer is not None else 0) or prepared.most_tokens
         if parts.halvings >= memory.RETRIES:
             raise TrainerError(OUT_OF_MEMORY, what_would_fit(failure, at_once, prepared.longest)) from None
-        smaller = parts.halved(at_once)
-    newest = checkpoints.newest_whole(config.run_dir)
+        return parts.halved(at_once)
+
+
+def goes_on(config: TrainConfig, smaller: Parts) -> str:
+    """What is told of a run that ran out of memory."""
+    from backend.trainers import checkpoints
+
+    # Of several processes the first may just be writing one: nothing is tidied up here.
+    found = config.run_dir.glob(f"{checkpoints.PREFIX}*")
+    newest = max((checkpoints.step_of(folder) for folder in found if checkpoints.is_whole(folder)), default=0)
     size = smaller.batch_size(config.hyperparams.per_device_batch_size)
     accumulation = smaller.accumulation(
         config.hyperparams.per_device_batch_size, config.hyperparams.gradient_accumulation_steps
     )
-    events.warning(
-        f"Out of memory: the run goes on from step {checkpoints.step_of(newest) if newest else 0} with "
+    return (
+        f"Out of memory: the run goes on from step {newest} with "
         f"per_device_batch_size {size} and gradient_accumulation_steps {accumulation}, at most {smaller.tokens} tokens "
         f"at once{', and activations computed anew' if smaller.recomputes else ''}. What it computes stays the same."
     )
-    return smaller
 
 
 def what_would_fit(failure: TrainerError, at_once: int, longest: int) -> str:
@@ -120,9 +147,9 @@ def what_would_fit(failure: TrainerError, at_once: int, longest: int) -> str:
     )
 
 
-def score_base(trainer: ResumableTrainer, config: TrainConfig, events: Events) -> float | None:
-    """The base model's own loss on the held-out set, measured once a run."""
-    from backend.trainers import checkpoints
+def score_base(trainer: ResumableTrainer, config: TrainConfig, events: Events, *, tell: bool) -> float | None:
+    """The base model's own loss on the held-out set, measured once a run; `tell` unless an attempt before did."""
+    from backend.trainers import checkpoints, ranks
 
     if trainer.args.eval_strategy == "no":
         return None
@@ -134,9 +161,10 @@ def score_base(trainer: ResumableTrainer, config: TrainConfig, events: Events) -
         # A new adapter adds nothing yet, but a resumed run has none to trust: switch it off in any case.
         with trainer.without_training():
             loss = trainer.score()
-        checkpoints.write_json(baseline_file, {"eval_loss": loss})
+        if ranks.is_first():
+            checkpoints.write_json(baseline_file, {"eval_loss": loss})
     trainer.base_loss = loss
-    if loss is not None:
+    if loss is not None and tell:
         events.evaluation(0, loss, trainer.perplexity_of(loss))
     return loss
 
@@ -185,6 +213,25 @@ def losses(
     }
 
 
+def effort(trainer: ResumableTrainer, parts: Parts) -> dict[str, Any]:
+    """What the run took; of several processes the highest figure, because each has memory of its own."""
+    from backend.trainers import memory, ranks
+
+    return {
+        "stopped": trainer.stopped,
+        "train_seconds": round(trainer.train_seconds, 3),
+        "num_tokens": trainer.state.num_input_tokens_seen,
+        "trainable_parameters": sum(item.numel() for item in trainer.model.parameters() if item.requires_grad),
+        "most_tokens_at_once": ranks.most(trainer.most_tokens_at_once),
+        "memory_halvings": parts.halvings,
+        "peak_memory_bytes": ranks.most(memory.peak_bytes(trainer.target.device)),
+        "device": trainer.target.device,
+        "optimizer": str(trainer.args.optim.value),
+        "attention": trainer.model.config._attn_implementation,
+        "compute_dtype": str(trainer.target.compute_dtype).removeprefix("torch."),
+    }
+
+
 def deliver(trainer: ResumableTrainer, config: TrainConfig, metrics: dict[str, Any]) -> None:
     """Write the adapter (method full: the whole model in 16 bits) with its tokenizer, then metrics.json.
 
@@ -192,17 +239,22 @@ def deliver(trainer: ResumableTrainer, config: TrainConfig, metrics: dict[str, A
     """
     import torch
 
-    from backend.trainers import checkpoints, memory
+    from backend.trainers import checkpoints, memory, ranks, sharding
     from backend.trainers.trainer import save_weights
 
+    weights = sharding.trained_weights(trainer.model) if trainer.sharded else None
+    if not ranks.is_first():
+        return
     adapter = config.run_dir / "adapter"
     with checkpoints.whole_folder(adapter) as folder:
-        if config.method == "full":
+        if config.method == "full" and weights is not None:
+            weights = {name: item.to(torch.bfloat16) for name, item in weights.items()}
+        elif config.method == "full":
             trainer.model.to(torch.bfloat16)
         else:
             # The path of this machine's copy means nothing elsewhere: the adapter names the public model.
             trainer.model.peft_config["default"].base_model_name_or_path = config.base_model_id
-        save_weights(trainer.model, folder)
+        save_weights(trainer.model, folder, weights)
         trainer.processing_class.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)
     metrics["adapter_bytes"] = sum(path.stat().st_size for path in adapter.glob("*.safetensors"))
@@ -212,10 +264,11 @@ def deliver(trainer: ResumableTrainer, config: TrainConfig, metrics: dict[str, A
     (config.run_dir / "baseline.json").unlink(missing_ok=True)
 
 
-def claim(config: TrainConfig) -> None:
+def claim(config: TrainConfig) -> dict[str, Any] | None:
     """Write training_config.json, or check that this run folder was begun with the same settings and data.
 
-    Raises TrainerError RUN_FOLDER_MISMATCH: going on with other settings would deliver a model that nobody asked for.
+    Returns the metrics of a run that is complete already. Raises TrainerError RUN_FOLDER_MISMATCH: going on with other
+    settings would deliver a model that nobody asked for.
     """
     from backend.trainers import building, checkpoints
 
@@ -228,7 +281,7 @@ def claim(config: TrainConfig) -> None:
         "hyperparams": asdict(config.hyperparams),
         "dataset_sha256": {name: checkpoints.sha256_of(path) for name, path in files.items() if path is not None},
     }
-    described["fingerprint"] = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    described["fingerprint"] = fingerprint(described)
     path = config.run_dir / "training_config.json"
     if not path.is_file():
         shutil.rmtree(config.run_dir / "adapter", ignore_errors=True)
@@ -236,6 +289,16 @@ def claim(config: TrainConfig) -> None:
     elif json.loads(path.read_text(encoding="utf-8")).get("fingerprint") != described["fingerprint"]:
         message = "This run was begun with other settings or data. Start a new run instead of resuming this one."
         raise TrainerError(RUN_FOLDER_MISMATCH, message)
+    metrics_file = config.run_dir / "metrics.json"
+    return json.loads(metrics_file.read_text(encoding="utf-8")) if metrics_file.is_file() else None
+
+
+def fingerprint(described: dict[str, Any]) -> str:
+    """SHA-256 of what decides the result. How a step is cut is not part of it: each worker has memory of its own."""
+    params = dict(described["hyperparams"])
+    step = params.pop("per_device_batch_size") * params.pop("gradient_accumulation_steps")
+    decisive = {**described, "hyperparams": {**params, "examples_per_step": step}}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def summary(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -249,4 +312,7 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(process.run(TrainConfig, fine_tune))
+    code = process.run(TrainConfig, run, one_gpu=False)
+    if process.is_launched():
+        process.leave(code)
+    sys.exit(code)

@@ -10,37 +10,54 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from backend.trainers import ranks
 from backend.trainers.errors import TRAINING_DIVERGED, TrainerError
 
-SAVE_INTERVAL_SECONDS = 60.0
 LOWER = "Lower learning_rate (a tenth is a good first try), or raise warmup_ratio, and start again."
+# A loss that stays this much above that of the beginning is no noise: nats a token, and a share of it.
+_LEAST_ABOVE, _SHARE_ABOVE = 0.5, 0.5
 
 
 class LossWatch:
     """Says when the training loss is lost: no number, or for `patience` reports in a row far above all before.
 
     Far above: over three times the median of the last sound losses, and over the loss that the run began with, so that
-    the ups and downs of small losses raise no alarm.
+    the ups and downs of small losses raise no alarm. A ruined model need not get there: its loss stands still at that
+    of guessing by the frequency of words, which may be only twice the base model's. So twice as many reports in a row
+    that are half as much again above the beginning are one, too.
+
+    `base_loss`: that of the base model, where it is known; the loss of the first report is of one batch alone.
     """
 
-    def __init__(self, factor: float = 3.0, patience: int = 5, window: int = 20) -> None:
+    def __init__(
+        self, factor: float = 3.0, patience: int = 5, window: int = 20, base_loss: float | None = None
+    ) -> None:
         self._factor = factor
         self._patience = patience
         self._sound: deque[float] = deque(maxlen=window)
         self._first: float | None = None
+        self._base_loss = base_loss
         self._in_a_row = 0
+        self._above_beginning = 0
 
     def diverged(self, loss: float) -> bool:
         if not math.isfinite(loss):
             return True
         if self._first is None:
             self._first = loss
+        if self._stays_above(max(self._first, self._base_loss or 0.0), loss):
+            return True
         if self._sound and loss > max(self._factor * statistics.median(self._sound), self._first):
             self._in_a_row += 1
             return self._in_a_row >= self._patience
         self._in_a_row = 0
         self._sound.append(loss)
         return False
+
+    def _stays_above(self, beginning: float, loss: float) -> bool:
+        far = beginning + max(_SHARE_ABOVE * beginning, _LEAST_ABOVE)
+        self._above_beginning = self._above_beginning + 1 if loss > far else 0
+        return self._above_beginning >= 2 * self._patience
 
 
 class Reporter(TrainerCallback):
@@ -57,7 +74,7 @@ class Reporter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tokens_before = state.num_input_tokens_seen
         self._last_save = time.monotonic()
-        self._watch = LossWatch()
+        self._watch = LossWatch(base_loss=self._trainer.base_loss)
         for entry in state.log_history:
             if "loss" in entry:
                 self._watch.diverged(entry["loss"])
@@ -70,10 +87,12 @@ class Reporter(TrainerCallback):
         elapsed = time.monotonic() - self._step_started
         self._seconds += elapsed
         self._trainer.train_seconds += elapsed
-        due = args.save_strategy == "no" and time.monotonic() - self._last_save >= SAVE_INTERVAL_SECONDS
+        due = args.save_strategy == "no" and time.monotonic() - self._last_save >= self._trainer.checkpoint_seconds
+        # Each process has a clock of its own, and a signal may have reached only one.
+        due, cancelled = ranks.any_of(due, self._trainer.cancellation.requested)
         if due or state.global_step >= state.max_steps:
             control.should_save = True
-        if self._trainer.cancellation.requested:
+        if cancelled:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -102,7 +121,7 @@ class Reporter(TrainerCallback):
         if not self._watch.diverged(loss):
             return
         if math.isfinite(loss):
-            what = f"The training loss has exploded (to {loss:.1f} at step {step})."
+            what = f"The training loss has exploded (to {loss:.1f} at step {step}), and does not come back."
         else:
             what = f"The training loss is no longer a number at step {step}."
         raise TrainerError(TRAINING_DIVERGED, f"{what} {LOWER}")

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
+from backend.trainers import ranks
 from backend.trainers.examples import IGNORED, Batch, Example, collate
 from backend.trainers.loading import Target
 
@@ -35,23 +37,28 @@ def mean_loss(
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> float | None:
-    """Mean loss over all labelled tokens of `examples`; None when `stop` asked to give up on the way."""
+    """Mean loss over all labelled tokens of `examples`; None when `stop` asked to give up on the way.
+
+    Several processes share the work, and all return the same.
+    """
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     try:
         with torch.no_grad(), target.autocast():
-            for start in range(0, len(ordered), batch_size):
-                if stop():
+            cut = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+            for picked, counts in ranks.dealt(cut):
+                if any(ranks.any_of(stop())):
                     return None
-                batch = collate(ordered[start : start + batch_size], pad_token_id)
+                batch = collate(picked, pad_token_id)
                 loss, labelled = labelled_loss(model, {key: value.to(target.device) for key, value in batch.items()})
-                total += loss.item()
-                count += labelled
+                total += loss.item() * counts
+                count += labelled * counts
     finally:
         model.train(was_training)
-    return total / max(count, 1)
+    total, labels = ranks.summed(total, count)
+    return total / max(labels, 1)
 
 
 def summed_losses(model: Any, examples: Sequence[Example], *, target: Target, pad_token_id: int) -> list[float]:
@@ -79,7 +86,8 @@ def _head_sees_only(model: Any, mask: torch.Tensor) -> Iterator[None]:
     def select(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (arguments[0][:, :-1][mask].unsqueeze(0), *arguments[1:])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    hook = inner.get_output_embeddings().register_forward_pre_hook(select)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import numpy
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from backend.trainers import checkpoints
+from backend.trainers import checkpoints, ranks, sharding
 from backend.trainers.errors import TRAINING_DIVERGED, TrainerError
 from backend.trainers.events import Events
 from backend.trainers.loading import Target
@@ -36,6 +36,7 @@ class ResumableTrainer:
     accelerator: Any
     processing_class: Any
     callback_handler: Any
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class ResumableTrainer:
         cancellation: Cancellation,
         keep: Literal["best", "last"] = "best",
         patience: int = 0,
+        checkpoint_seconds: float = 60.0,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
@@ -53,6 +55,7 @@ class ResumableTrainer:
         self.cancellation = cancellation
         self.keep = keep
         self.patience = patience
+        self.checkpoint_seconds = checkpoint_seconds
         self.base_loss: float | None = None
         self.best_loss: float | None = None
         self.best_step = 0
@@ -74,11 +77,21 @@ class ResumableTrainer:
         """exp(loss), where the loss is a mean over tokens."""
         raise NotImplementedError
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a part of the model."""
+        return self.is_fsdp_enabled
+
+    def split(self) -> None:
+        """Where the model is to be split over the processes, do it now: nobody could hold all of it for scoring."""
+        if self.sharded:
+            sharding.split(self.model, self.accelerator, self.target)
+
     def without_training(self) -> AbstractContextManager[None]:
         """The base model's weights, while nothing is trained yet or by switching the adapter off."""
-        off: AbstractContextManager[None] = (
-            self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
-        )
+        # In a split model a switched-off adapter would be taken for one that is not trained.
+        fresh = self.sharded or not isinstance(self.model, PeftModel)
+        off: AbstractContextManager[None] = nullcontext() if fresh else self.model.disable_adapter()
         return off
 
     # Evaluation and the weights to keep
@@ -126,15 +139,28 @@ class ResumableTrainer:
         self.last_loss, self.last_scored_step = loss, self.state.global_step
         if prefers(self.keep, loss, self.best_loss, self.base_loss):
             self.best_loss, self.best_step = loss, self.state.global_step
-            self.best_weights = {name: item.detach().to("cpu", copy=True) for name, item in self._weights().items()}
+            self.best_weights = self._trained_weights()
 
     def restore_best(self) -> None:
+        if self.sharded:
+            sharding.fill(self.model, self.best_weights)
+            return
+        if not ranks.is_first():
+            return  # who delivers nothing keeps nothing
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, self.best_weights)
             return
         with torch.no_grad():
             for name, item in self._weights().items():
                 item.copy_(self.best_weights[name])
+
+    def _trained_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of what is trained, on the CPU, in the process that writes."""
+        if self.sharded:
+            return sharding.trained_weights(self.model)
+        if not ranks.is_first():
+            return {}
+        return {name: item.detach().to("cpu", copy=True) for name, item in self._weights().items()}
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """What is trained: the adapter, or all of the model."""
@@ -148,17 +174,25 @@ class ResumableTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Replaces the library's: it writes in place, pickles, and cannot tell a whole checkpoint from a torn one."""
         self.store_flos()  # type: ignore[attr-defined]
+        # What the processes put together, they all must ask for; then one of them writes.
+        random_states = ranks.gathered(_random_states())
+        weights = sharding.trained_weights(self.model) if self.sharded else None
+        optimizer = self.optimizer.state_dict()
+        if self.sharded:
+            optimizer = sharding.whole_state(optimizer)
+        if not ranks.is_first():
+            return
         run_dir = Path(self.args.output_dir)
         name = f"{checkpoints.PREFIX}{self.state.global_step}"
         with checkpoints.whole_folder(run_dir / name, manifest=True) as folder:
-            save_weights(self.model, folder)
+            save_weights(self.model, folder, weights)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             checkpoints.save_tree(
                 {
-                    "optimizer": self.optimizer.state_dict(),
+                    "optimizer": optimizer,
                     "scheduler": self.lr_scheduler.state_dict(),
                     "scaler": scaler.state_dict() if (scaler := self.accelerator.scaler) is not None else None,
-                    "random": _random_states(),
+                    "random": random_states,
                     "best": (self.best_loss, self.best_step, self.best_weights),
                     "stopping": (self.lowest_loss, self.evaluations_since_lowest),
                     "train_seconds": self.train_seconds,
@@ -168,13 +202,22 @@ class ResumableTrainer:
         checkpoints.keep_newest(run_dir, CHECKPOINTS_KEPT)
         self.events.emit("checkpoint", step=self.state.global_step, path=name)
 
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        if self.sharded:
+            sharding.fill(self.model, sharding.read_weights(Path(checkpoint)))
+        else:
+            super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         state = checkpoints.load_tree(Path(checkpoint) / _STATE)
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        self.optimizer.load_state_dict(sharding.split_state(optimizer, self.optimizer) if self.sharded else optimizer)
         self.lr_scheduler.load_state_dict(state["scheduler"])
         self.best_loss, self.best_step, self.best_weights = state["best"]
+        if not ranks.is_first():
+            self.best_weights = {}
         self.lowest_loss, self.evaluations_since_lowest = state.get("stopping", (None, 0))
         self.train_seconds = state["train_seconds"]
 
@@ -183,8 +226,13 @@ class ResumableTrainer:
             self.accelerator.scaler.load_state_dict(checkpoints.load_tree(Path(checkpoint) / _STATE)["scaler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            _restore_random_states(checkpoints.load_tree(Path(checkpoint) / _STATE)["random"])
+        if checkpoint is None:
+            return
+        states = checkpoints.load_tree(Path(checkpoint) / _STATE)["random"]
+        # One by itself was all that checkpoints once held.
+        states = [states] if isinstance(states, dict) else states
+        # With more processes than before some have no past: what the first drew is as random as anything for them.
+        _restore_random_states(states[ranks.mine()] if ranks.mine() < len(states) else states[0])
 
 
 def prefers(keep: Literal["best", "last"], loss: float, kept: float | None, base_loss: float | None) -> bool:
@@ -198,8 +246,11 @@ def prefers(keep: Literal["best", "last"], loss: float, kept: float | None, base
     return keep == "last" and base_loss is not None and loss < base_loss
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """The adapter, or the whole model, as safetensors."""
+def save_weights(model: Any, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """The adapter, or the whole model, as safetensors; `weights` are those of a model that is split."""
+    if weights is not None:
+        sharding.save_model(model, folder, weights)
+        return
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     model.save_pretrained(folder, **options)
 
@@ -209,7 +260,7 @@ def _random_states() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": numpy.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -218,4 +269,4 @@ def _restore_random_states(states: dict[str, Any]) -> None:
     numpy.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])

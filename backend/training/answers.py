@@ -18,8 +18,15 @@ from backend.kit.db import Database
 from backend.providers.vllm import AdapterUnknown, VllmServer, VllmUnavailable
 from backend.storage import Storage
 from backend.training import adapter_files, queries, serving
-from backend.training.errors import FineTuningNotFinished, NoAnswerInTime, ParameterUnsupported
+from backend.training.errors import (
+    FineTuningNotFinished,
+    NoAnswerInTime,
+    NoServingHost,
+    ParameterUnsupported,
+    VllmTakesAdapters,
+)
 from backend.training.fine_tunings import LOCAL
+from backend.training.methods import WHOLE_MODEL
 from backend.training.models import FineTuning
 from backend.training.questions import Ending, Part, Piece, Question
 from backend.training.remote import provider_of
@@ -81,7 +88,9 @@ async def answer(
 async def _by_us(
     means: Means, run: FineTuning, question: Question, user_id: int, seconds: float, is_gone: IsGone
 ) -> AsyncGenerator[Part, None]:
-    if means.settings.vllm_base_url:
+    # vLLM takes adapters over the bases that it serves. A run over all weights left a model of its own.
+    with_vllm = bool(means.settings.vllm_base_url) and run.method != WHOLE_MODEL
+    if with_vllm:
         server = VllmServer(means.settings.vllm_base_url)
         try:
             if await _is_served(server, run):
@@ -99,8 +108,13 @@ async def _by_us(
         seconds=seconds,
         is_gone=is_gone,
     )
-    async for part in parts:
-        yield part
+    try:
+        async for part in parts:
+            yield part
+    except NoServingHost as error:
+        if means.settings.vllm_base_url and run.method == WHOLE_MODEL:
+            raise VllmTakesAdapters() from error
+        raise
 
 
 async def _is_served(server: VllmServer, run: FineTuning) -> bool:

@@ -31,8 +31,18 @@ async def clear_run_folders(db: Database, settings: Settings) -> int:
 
 
 async def delete_orphaned_files(db: Database, storage: Storage, *, now: datetime | None = None) -> int:
-    """Deletes stored files that no row names any more; returns how many. `now` is the present unless told."""
+    """Deletes stored files that no row names any more, and halves of files; returns how many.
+
+    `now` is the present unless told.
+    """
     before = (now or datetime.now(UTC)) - GRACE
+    halves = await storage.delete_unfinished("projects", before)
+    if halves:
+        log.info("deleted %d files that were never stored to their end", halves)
+    return halves + await _delete_unnamed(db, storage, before)
+
+
+async def _delete_unnamed(db: Database, storage: Storage, before: datetime) -> int:
     old = [blob.key for blob in await storage.list_under("projects") if blob.written_at < before]
     if not old:
         return 0

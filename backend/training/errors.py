@@ -36,6 +36,50 @@ class BadHyperparameter(DomainError):
     template = "{problem} Accepted hyperparameters: {accepted}."
 
 
+class ModelTooLarge(DomainError):
+    code = "MODEL_TOO_LARGE"
+    template = (
+        "The method full trains all weights of models with up to 1B parameters, and '{model_id}' has {billions:.1f}B. "
+        "Use lora or qlora, or choose a smaller base model."
+    )
+
+
+class DoesNotFit(DomainError):
+    code = "DOES_NOT_FIT"
+    template = (
+        "'{model_id}' with the method {method} needs at least {needed_gb:.1f} GB of memory, and the largest worker has "
+        "{usable_gb:.1f} GB for it ({device}). {remedy}"
+    )
+
+
+class WorkerTooSmall(DomainError):
+    """Another worker has room: the job goes back to the queue."""
+
+    code = "WORKER_TOO_SMALL"
+    retryable = True
+    template = (
+        "This worker has {usable_gb:.1f} GB for the run, which needs {needed_gb:.1f} GB. Another one has enough, and "
+        "may take it next."
+    )
+
+
+class TooFewPreferences(DomainError):
+    code = "TOO_FEW_PREFERENCES"
+    template = (
+        "The method dpo learns from examples with a preferred and a rejected answer. It needs {least} of them to train "
+        "on, and the dataset has {pairs}. Rate answers (POST to the dataset's preferences), give examples a `rejected` "
+        "answer, or upload rows with prompt, chosen and rejected."
+    )
+
+
+class NothingRatedYet(TooFewPreferences):
+    template = (
+        "The method dpo learns from rated answers, and here a new dataset is made, of which nobody has rated any. Use "
+        "lora, qlora or full; rate answers with POST /api/datasets/{{dataset_id}}/preferences, and then train on them "
+        "with POST /api/fine-tunings."
+    )
+
+
 class TrainerFailed(DomainError):
     """The trainer reported an error; code and sentence are its own."""
 
@@ -174,6 +218,13 @@ class NoServingHost(DomainError):
     template = "Nobody is there to answer with local models. Start `finetuneflow serve` on a machine that trains."
 
 
+class VllmTakesAdapters(NoServingHost):
+    template = (
+        "The run trained all weights, and VLLM_BASE_URL is asked for adapters only. Start `finetuneflow serve` on a "
+        "machine that trains, which answers with whole models."
+    )
+
+
 class ServingInterrupted(DomainError):
     status = 503
     code = "SERVING_INTERRUPTED"
@@ -198,6 +249,34 @@ class ParameterUnsupported(DomainError):
 
     def __init__(self, parameter: str, where: str = "here") -> None:
         super().__init__(parameter=parameter, where=where)
+
+
+class ProviderJobFailed(DomainError):
+    """The sentence is the provider's own, where it gives one."""
+
+    code = "PROVIDER_JOB_FAILED"
+    template = "{provider} says that the job failed: {words}"
+
+
+class ProviderJobLost(DomainError):
+    code = "PROVIDER_JOB_LOST"
+    template = "{words} {provider} has no such job, so it can be started again."
+
+
+class ProviderJobUnfollowed(DomainError):
+    code = "PROVIDER_JOB_UNFOLLOWED"
+    template = (
+        "Asking {provider} failed {times} times in a row, and is given up. {words}. The job may still run there as "
+        "{external_id}: look at it in your account."
+    )
+
+
+class ProviderJobUnsure(DomainError):
+    code = "PROVIDER_JOB_UNSURE"
+    template = (
+        "Asking {provider} failed {times} times in a row, and is given up. {words}. Whether it took the job is not "
+        "known: look at your account before you start it again."
+    )
 
 
 class ProviderKeyGone(DomainError):

@@ -17,9 +17,10 @@ from backend.kit.text import storable
 from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.storage import BlobNotFound, Storage, file_digest
-from backend.training import queries, verdicts
+from backend.training import data_files, preference_verdicts, queries, verdicts
 from backend.training.child import run_trainer
 from backend.training.errors import TrainerFailed, TrainerKilled
+from backend.training.methods import PREFERENCES
 from backend.training.models import Artifact, FineTuning
 from backend.training.verdicts import Document
 
@@ -72,9 +73,14 @@ async def prove(
 ) -> None:
     """Evaluates what a run delivered, and stores figures, verdict and answers; a failure of it fails no run.
 
-    `folder` is the run's own, with eval.jsonl; `bar`: from where to where on the job's progress bar, in percent.
+    `folder` is the run's own, with its data files; `bar`: from where to where on the job's progress bar, in percent.
     """
-    if (folder / "eval.jsonl").stat().st_size == 0:
+    if "evaluation" in metrics:
+        # An earlier attempt proved it, and was lost before it could say so.
+        return
+    held_out = data_files.held_out(folder, fine_tuning.method)
+    rated = folder / data_files.EVAL if fine_tuning.method == PREFERENCES else None
+    if held_out.stat().st_size == 0:
         await _store(run, fine_tuning, {**metrics, "evaluation": verdicts.unproven(verdicts.NOTHING_HELD_OUT)})
         return
     async with run.reading() as session:
@@ -83,7 +89,8 @@ async def prove(
     config = {
         "base_model": str(base),
         "adapter": str(tuned),
-        "eval_file": str(folder / "eval.jsonl"),
+        "eval_file": str(held_out),
+        "pairs_file": str(rated) if rated is not None and rated.stat().st_size else None,
         "output_file": str(folder / _FOUND_FILE),
         "questions": choose(documents, settings.evaluation_examples),
         "max_seconds": limit,
@@ -104,7 +111,11 @@ async def prove(
         return
     found = storable(json.loads((folder / _FOUND_FILE).read_text(encoding="utf-8")))
     scored = verdicts.score(found["samples"])
-    summary = verdicts.summarise(found, scored, documents)
+    preferences = None
+    if fine_tuning.method == PREFERENCES:
+        beta = float(fine_tuning.hyperparameters["dpo_beta"])
+        preferences = preference_verdicts.summarise(found.get("preferences"), beta)
+    summary = verdicts.summarise(found, scored, documents, preferences)
     samples = [{key: item[key] for key in ("messages", "expected", "base", "tuned")} for item in scored[:SAMPLES]]
     (folder / ANSWERS_FILE).write_text(json.dumps(_answers(scored, documents), ensure_ascii=False), encoding="utf-8")
     proven = {**metrics, "samples": samples, "evaluation": summary}

@@ -1,7 +1,8 @@
 """Fine-tunings on this machine's workers or at a provider: made, made again, changed, cancelled and deleted."""
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from backend.jobs.models import Job
 from backend.jobs.states import LIVE, JobState
 from backend.kit.broker import Broker
 from backend.kit.db import after_commit
+from backend.kit.errors import DomainError
 from backend.kit.owner import Owner
 from backend.projects import service as projects
 from backend.projects.errors import ProjectNotFound
@@ -29,10 +31,9 @@ from backend.providers import catalogue
 from backend.providers.base_models import ModelLibrary
 from backend.providers.tuning import hyperparameters as hosted_hyperparameters
 from backend.storage import Storage
-from backend.training import freezing, hyperparams, queries, statuses
+from backend.training import admission, freezing, hyperparams, methods, queries, statuses
+from backend.training.admission import Outlook
 from backend.training.errors import (
-    BadHyperparameter,
-    BaseModelNotTrainable,
     FineTuningEnded,
     FineTuningStillEnding,
     TrainingAlreadyRunning,
@@ -71,14 +72,24 @@ async def create(
     """Starts a run on the dataset as it is now, and returns it with what should be known of the base model.
 
     Raises DatasetNotFound, DatasetNotReady, DatasetTooSmall, UnknownProvider, ProviderHasNoFineTuning,
-    ModelNotTrainable, BadHyperparameter, NoProviderKey, PlanLimitReached, TrainingAlreadyRunning.
+    ModelNotTrainable, BadHyperparameter, ModelTooLarge, DoesNotFit, TooFewPreferences, NoProviderKey,
+    PlanLimitReached, TrainingAlreadyRunning.
     """
     dataset, project = await queries.get_dataset(session, owner, dataset_id)
-    checked = await check(session, library, project, wanted)
+    checked = await check(session, library, project, wanted, dataset.id)
     await plans.require_room_for_fine_tuning(session, owner.id)
     await lock_project(session, project)
     version = await freezing.freeze(session, dataset.id, checked)
-    return await _start(session, broker, project, version, wanted, checked), checked.base.warnings
+    return await _start(session, broker, project, version, wanted, checked)
+
+
+async def foresee(
+    session: AsyncSession, library: ModelLibrary, owner: Owner, dataset_id: int, model: str, method: str, given: Any
+) -> Outlook:
+    """The memory that a local run on a dataset would take. Raises DatasetNotFound, BadHyperparameter."""
+    dataset, project = await queries.get_dataset(session, owner, dataset_id)
+    values = methods.settings_of(method, given, project)
+    return await admission.foresee(session, library, model, method, values, dataset.id)
 
 
 async def retrain(
@@ -91,24 +102,26 @@ async def retrain(
     model: str | None = None,
     hyperparameters: dict[str, Any] | None = None,
     name: str | None = None,
+    method: str | None = None,
 ) -> tuple[FineTuning, list[str]]:
     """Another run on the very examples of an earlier one. What is not given is as it was then.
 
     Hyperparameters are kept only with the provider, because each has its own. Raises as `create`.
     """
+    method = method or (earlier.method if earlier.provider == LOCAL else "qlora")
     if hyperparameters is None:
         same = provider is None or provider == earlier.provider
-        hyperparameters = dict(earlier.hyperparameters) if same else {}
+        hyperparameters = hyperparams.carried(earlier.hyperparameters, earlier.method, method) if same else {}
     wanted = Wanted(
         name=name or earlier.name,
         description=earlier.description,
         provider=provider or earlier.provider,
         model=model or earlier.model,
         hyperparameters=hyperparameters,
-        method=earlier.method if earlier.provider == LOCAL else "qlora",
+        method=method,
     )
     project = await session.get_one(Project, earlier.project_id)
-    checked = await check(session, library, project, wanted)
+    checked = await check(session, library, project, wanted, earlier.dataset_id)
     await plans.require_room_for_fine_tuning(session, project.user_id)
     await lock_project(session, project)
     if earlier.dataset_version is None:
@@ -116,10 +129,8 @@ async def retrain(
         version = await freezing.freeze(session, earlier.dataset_id, checked)
     else:
         version = await versions.get(session, earlier.dataset_id, earlier.dataset_version)
-    return (
-        await _start(session, broker, project, version, wanted, checked, retrained_from_id=earlier.id),
-        checked.base.warnings,
-    )
+    inherited = {"retrained_from_id": earlier.id, "system_prompt": earlier.system_prompt}
+    return await _start(session, broker, project, version, wanted, checked, **inherited)
 
 
 async def start_local(
@@ -250,18 +261,28 @@ async def delete(session: AsyncSession, storage: Storage, events: EventLog, fine
     after_commit(session, sweep)
 
 
-def end(run: FineTuning, status: Status, message: str | None) -> None:
+def end(
+    run: FineTuning,
+    status: Status,
+    message: str | None,
+    code: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> None:
     """Writes down how a run ended. A reason that its owner gave for the cancel stays; a completed run has none."""
     assert run.status not in statuses.ENDED, f"{run.status} is an end"
     run.status = status
-    if status is Status.CANCELLED:
-        run.error_message = run.error_message or message
-    else:
-        run.error_message = message
+    if status is not Status.CANCELLED or run.error_message is None:
+        run.error_message, run.error_code = message, code
+        run.error_context = dict(context) if context else None
     run.completed_at = datetime.now(UTC)
     run.next_poll_at = None
     if status is Status.COMPLETED:
         run.progress = 100.0
+
+
+def fail(run: FineTuning, error: DomainError) -> None:
+    """Ends a run with what went wrong."""
+    end(run, Status.ERROR, error.detail, error.code, error.context)
 
 
 def today() -> date:
@@ -269,42 +290,23 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-async def check(session: AsyncSession, library: ModelLibrary, project: Project, wanted: Wanted) -> Checked:
+async def check(
+    session: AsyncSession, library: ModelLibrary, project: Project, wanted: Wanted, dataset_id: int | None = None
+) -> Checked:
     """Everything that can be refused before a row is locked. Nothing outside is asked.
 
-    Raises UnknownProvider, ProviderHasNoFineTuning, ModelNotTrainable, BadHyperparameter, NoProviderKey.
+    Raises UnknownProvider, ProviderHasNoFineTuning, ModelNotTrainable, BadHyperparameter, NoProviderKey, ModelTooLarge,
+    DoesNotFit.
     """
     base = catalogue.require_trainable(wanted.provider, wanted.model, today())
     if wanted.provider == LOCAL:
-        values = _local_hyperparameters(wanted.hyperparameters, project)
-        await _require_local_base(library, project, wanted.model)
-    else:
-        values = hosted_hyperparameters.checked(wanted.provider, wanted.hyperparameters)
-        await provider_keys.require(session, project.user_id, wanted.provider)
+        values = methods.settings_of(wanted.method, wanted.hyperparameters, project)
+        await methods.require_base(library, project, wanted.model, wanted.method)
+        room = await admission.admit(session, library, wanted.model, wanted.method, values, dataset_id)
+        return Checked(replace(base, warnings=[*base.warnings, *room.warnings]), values, room.memory)
+    values = hosted_hyperparameters.checked(wanted.provider, wanted.hyperparameters)
+    await provider_keys.require(session, project.user_id, wanted.provider)
     return Checked(base, values)
-
-
-def _local_hyperparameters(given: dict[str, Any], project: Project) -> dict[str, Any]:
-    """With the defaults of the project. `n_epochs`, the name that providers have, is taken as well."""
-    if "n_epochs" in given:
-        if "num_epochs" in given:
-            accepted = ", ".join([*hyperparams.RULES, "keep"])
-            raise BadHyperparameter(problem="n_epochs and num_epochs are the same; give one.", accepted=accepted)
-        given = {("num_epochs" if name == "n_epochs" else name): value for name, value in given.items()}
-    return hyperparams.complete(given, max_seq_length=project.config.get("max_seq_length"))
-
-
-async def _require_local_base(library: ModelLibrary, project: Project, model: str) -> None:
-    """Raises BaseModelNotTrainable, ModelIdInvalid. What only the Hub knows is found out by the job."""
-    if project.base_model_id == model and project.model_info is not None:
-        valid, reasons = project.model_info.get("valid", True), project.model_info.get("warnings", [])
-    elif library.is_on_disk(model):
-        facts = await library.resolve(model)
-        valid, reasons = facts.trainable, facts.warnings
-    else:
-        return
-    if not valid:
-        raise BaseModelNotTrainable(model_id=model, reasons=" ".join(reasons))
 
 
 async def _start(
@@ -315,14 +317,17 @@ async def _start(
     wanted: Wanted,
     checked: Checked,
     **fields: Any,
-) -> FineTuning:
+) -> tuple[FineTuning, list[str]]:
+    """The run, and what should be known of its base and its examples."""
     freezing.require_size(checked, version)
-    fields["hyperparameters"] = checked.hyperparameters
+    warnings, fields["hyperparameters"] = [*checked.base.warnings], checked.hyperparameters
     if wanted.provider == LOCAL:
-        return (await start_local(session, broker, project, version, wanted, **fields))[0]
+        fields["memory"] = checked.memory
+        warnings += await methods.require_preferences(session, wanted.method, version)
+        return (await start_local(session, broker, project, version, wanted, **fields))[0], warnings
     fine_tuning = await _insert(session, project, version, wanted, method="supervised", **fields)
     await enqueue(session, broker, project, fine_tuning)
-    return fine_tuning
+    return fine_tuning, warnings
 
 
 async def _insert(
@@ -351,7 +356,7 @@ async def _training_ended(session: AsyncSession, job: Job) -> None:
         status = _STATUS_OF[job.state]
         if status is Status.CANCELLED:
             run.cancel_requested_at = run.cancel_requested_at or datetime.now(UTC)
-        end(run, status, job.error_message)
+        end(run, status, job.error_message, job.error_code, job.error_context)
         await session.flush()
     await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
 
@@ -371,7 +376,7 @@ async def _submission_ended(session: AsyncSession, job: Job) -> None:
             update(FineTuning).where(FineTuning.id == run.id).values(next_poll_at=func.clock_timestamp())
         )
         return
-    end(run, _STATUS_OF[job.state], job.error_message)
+    end(run, _STATUS_OF[job.state], job.error_message, job.error_code, job.error_context)
     await session.flush()
     await projects.settle_stage(session, job.project_id, failed=job.state == JobState.FAILED)
 

@@ -1,6 +1,6 @@
 """The examples that a run trains on: frozen as they are at its start, and of a number that its base model takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,10 +14,11 @@ from backend.training.errors import DatasetNotReady, DatasetTooLarge, DatasetToo
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a run may be: the base with its limits and warnings, and the hyperparameters as they are kept."""
+    """What a run may be: the base with its limits and warnings, the hyperparameters and the memory as they are kept."""
 
     base: catalogue.Trainable
     hyperparameters: dict[str, Any]
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 async def freeze(session: AsyncSession, dataset_id: int, checked: Checked) -> DatasetVersion:

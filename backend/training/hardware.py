@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from backend.kit import machine_memory
 from backend.training import queries
 from backend.training.child import child_environment
 from backend.training.models import HardwareReport
@@ -24,19 +26,24 @@ PROBE_TIMEOUT_SECONDS = 180.0
 # Loading torch takes seconds of CPU, and machines seldom change under a running worker.
 _PROBE_EVERY_SECONDS = 3600.0
 _SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits")
+_SMI_SECONDS = 20.0
 # A worker in the middle of a long training does not report; one that is gone for good must not be counted on.
 _KEPT = timedelta(days=7)
 _cached: tuple[float, dict[str, Any]] | None = None
 
 
-async def probe() -> dict[str, Any]:
-    """This machine's report: nvidia-smi's word each time, torch's word at most once an hour."""
+async def probe(training_device: str = "auto") -> dict[str, Any]:
+    """This machine's report: nvidia-smi's word each time, torch's word at most once an hour.
+
+    `memory_usable_gb` is what the worker's container leaves to it, in 10^9 bytes; `training_device` as it is set.
+    """
     global _cached
     if _cached is None or time.monotonic() - _cached[0] > _PROBE_EVERY_SECONDS:
         found = await _ask_torch()
         if found:
             _cached = (time.monotonic(), found)
-    return {**(_cached[1] if _cached else {}), **await _ask_nvidia_smi()}
+    usable = {"memory_usable_gb": round(machine_memory.usable_bytes() / 1e9, 2), "training_device": training_device}
+    return {**(_cached[1] if _cached else {}), **usable, **await _ask_nvidia_smi()}
 
 
 async def save(session: AsyncSession, worker: str, report: dict[str, Any]) -> None:
@@ -55,14 +62,15 @@ async def check(session: AsyncSession) -> dict[str, Any]:
     reports = [row.report for row in await queries.hardware_reports(session)]
     if not reports:
         return _shape({}, ["No gpu worker has reported yet. Start one, or wait some seconds after the start."])
-    best = max(reports, key=_gigabytes)
+    best = max(reports, key=_usefulness)
     return _shape(best, [])
 
 
 def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
     # nvidia-smi is asked each time, torch once an hour: what is free now only the first one knows.
     gpus = report.get("smi_gpus") or report.get("gpus") or []
-    first = gpus[0] if gpus else {}
+    # One worker trains on one card, so that of a mixed machine is shown that has the most memory.
+    first: dict[str, Any] = max(gpus, key=lambda gpu: float(gpu.get("vram_total_gb") or 0), default={})
     method, reason = recommend_method(report or None, None)
     cuda = bool(report.get("cuda_available"))
     notes = []
@@ -73,6 +81,8 @@ def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
         warnings = [*warnings, "No NVIDIA GPU found. Consider using a cloud GPU instance."]
     elif gpus and not cuda:
         warnings = [*warnings, "A GPU is there, but torch cannot use it. Install a CUDA build of torch and its driver."]
+    elif cuda:
+        warnings = [*warnings, "The package bitsandbytes does not work here, so qlora cannot be used. Install it anew."]
     return {
         "has_nvidia_smi": bool(report.get("has_nvidia_smi")),
         "gpu_name": first.get("name"),
@@ -80,7 +90,7 @@ def _shape(report: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
         "vram_total_gb": _in_gib(first.get("vram_total_gb")),
         "vram_free_gb": _in_gib(first.get("vram_free_gb")),
         "driver_version": report.get("driver_version"),
-        "cuda_runtime": report.get("torch_cuda"),
+        "cuda_runtime": report.get("driver_cuda") or report.get("torch_cuda"),
         "torch_version": report.get("torch_version"),
         "torch_cuda": report.get("torch_cuda"),
         "cuda_available": cuda,
@@ -97,8 +107,11 @@ def _in_gib(gigabytes: float | None) -> float | None:
     return None if gigabytes is None else round(gigabytes * 1e9 / 1024**3, 1)
 
 
-def _gigabytes(report: dict[str, Any]) -> float:
-    return sum(float(gpu.get("vram_total_gb") or 0) for gpu in report.get("gpus") or [])
+def _usefulness(report: dict[str, Any]) -> tuple[bool, float, int]:
+    """What torch can use comes first, then the largest card: one worker trains on one."""
+    cards = report.get("gpus") or report.get("smi_gpus") or []
+    largest = max((float(card.get("vram_total_gb") or 0) for card in cards), default=0.0)
+    return bool(report.get("cuda_available")), largest, len(cards)
 
 
 async def _ask_torch() -> dict[str, Any]:
@@ -125,20 +138,28 @@ async def _ask_torch() -> dict[str, Any]:
 
 
 async def _ask_nvidia_smi() -> dict[str, Any]:
-    if shutil.which(_SMI[0]) is None:
+    if shutil.which("nvidia-smi") is None:
         return {"has_nvidia_smi": False}
+    listed = await _output_of(*_SMI)
+    if listed is None:
+        return {"has_nvidia_smi": False}
+    # The CUDA of the driver stands in no column of the list, only above the full report.
+    found = re.search(r"CUDA Version\s*:\s*(\d[\d.]*)", await _output_of("nvidia-smi", "-q", "-d", "COMPUTE") or "")
+    return {**read_nvidia_smi(listed), "driver_cuda": found.group(1) if found else None}
+
+
+async def _output_of(*command: str) -> str | None:
+    """What a command prints; None when it fails or takes too long."""
     process = await asyncio.create_subprocess_exec(
-        *_SMI, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), 20)
+        output, _ = await asyncio.wait_for(process.communicate(), _SMI_SECONDS)
     except TimeoutError:
         process.kill()
         await process.wait()
-        return {"has_nvidia_smi": False}
-    if process.returncode != 0:
-        return {"has_nvidia_smi": False}
-    return read_nvidia_smi(output.decode())
+        return None
+    return output.decode(errors="replace") if process.returncode == 0 else None
 
 
 def read_nvidia_smi(output: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The hyperparameters of the studio contract: their names, defaults and limits."""
+"""The hyperparameters of the studio contract: their names, defaults by method, and limits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -39,15 +39,19 @@ CHOICES: dict[str, tuple[str, ...]] = {"keep": ("best", "last"), "long_examples"
 # Off by default.
 SWITCHES = ("use_dora", "use_rslora", "use_liger", "torch_compile")
 NAMES = (*RULES, *CHOICES, *SWITCHES)
+# Where none is given. All weights move with less than an adapter, and preferences are lost sight of by large steps.
+LEARNING_RATES = {"full": 2e-5, "dpo": 2e-5}
+_OF_ADAPTERS = ("use_dora", "use_rslora")
 # Characters of a wrong value that are shown again.
 _QUOTED = 80
 
 
-def complete(given: dict[str, Any], *, max_seq_length: int | None = None) -> dict[str, Any]:
+def complete(given: dict[str, Any], *, method: str = "qlora", max_seq_length: int | None = None) -> dict[str, Any]:
     """All hyperparameters, with defaults where none was given. Raises BadHyperparameter for a bad name or value."""
     if unknown := sorted(set(given) - set(NAMES)):
         raise _bad(f"Unknown hyperparameter {_quoted(unknown[0])}.")
     values: dict[str, Any] = {name: int(rule.default) if rule.whole else rule.default for name, rule in RULES.items()}
+    values["learning_rate"] = learning_rate_of(method)
     if max_seq_length is not None:
         values["max_seq_length"] = max_seq_length
     for name, accepted in CHOICES.items():
@@ -58,6 +62,8 @@ def complete(given: dict[str, Any], *, max_seq_length: int | None = None) -> dic
         values[name] = given.get(name, False)
         if not isinstance(values[name], bool):
             raise _bad(f"{name} must be true or false, not {_quoted(values[name])}.")
+        if values[name] and method == "full" and name in _OF_ADAPTERS:
+            raise _bad(f"{name} is for adapters, and the method full trains all weights: leave it out.")
     if values["keep"] == "last":
         # Who wants the last weights wants them trained to the end, unless told otherwise.
         values["early_stopping_patience"] = 0
@@ -67,6 +73,19 @@ def complete(given: dict[str, Any], *, max_seq_length: int | None = None) -> dic
         elif name in given:
             values[name] = _checked(name, given[name], rule)
     return values
+
+
+def learning_rate_of(method: str) -> float:
+    """The method's default."""
+    return LEARNING_RATES.get(method, RULES["learning_rate"].default)
+
+
+def carried(values: dict[str, Any], before: str, method: str) -> dict[str, Any]:
+    """Hyperparameters of an earlier run for one by another method, whose own defaults take the place of the earlier."""
+    carried = dict(values)
+    if before != method and carried.get("learning_rate") == learning_rate_of(before):
+        del carried["learning_rate"]
+    return carried
 
 
 def _bad(problem: str) -> BadHyperparameter:

@@ -5,28 +5,29 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import delete, func, update
+from sqlalchemy import func, update
 
-from backend.datasets import exporting, formats, versions
+from backend.datasets import versions
 from backend.datasets.versions import VersionName
+from backend.jobs import queue
 from backend.jobs.running import JobRun
 from backend.kit.config import Settings
 from backend.kit.text import storable
 from backend.projects import queries as project_queries
-from backend.projects import service as projects
 from backend.projects.models import Project
 from backend.providers.base_models import ModelLibrary
-from backend.storage import Storage, file_digest
-from backend.training import evaluation, queries, statuses
+from backend.storage import Storage
+from backend.training import admission, checkpoint_store, data_files, evaluation, keeping, methods, queries, statuses
+from backend.training.admission import Outlook
+from backend.training.checkpoint_uploads import CheckpointUploads
 from backend.training.child import OnEvent, run_trainer
 from backend.training.errors import TrainerKeepsBeingKilled, TrainerKilled
-from backend.training.models import Artifact, FineTuning
+from backend.training.models import FineTuning
 
 # Where each part of a run lies on its progress bar, in percent.
 _PREPARED, _TRAINED, _EVALUATED = 5.0, 85.0, 97.0
-_SPLITS: tuple[Literal["eval", "train"], ...] = ("eval", "train")
 _KILLED_ATTEMPTS = 3
 _MESSAGE_OF_STAGE = {
     "loading": "Loading the base model",
@@ -47,27 +48,35 @@ class Bench:
 
 
 async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
-    """The training job. Killed in the middle, the next attempt resumes from the last whole checkpoint."""
+    """The training job. Killed in the middle, it goes on from the last whole checkpoint, on whichever worker."""
     async with run.reading() as session:
         fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
         project = await project_queries.get_by_id(session, run.project_id)
     await _set(run, fine_tuning, status="preparing", started_at=func.coalesce(FineTuning.started_at, func.now()))
     folder = run_folder(bench.settings, fine_tuning)
     name = await _version(run, fine_tuning)
-    # The training set is written last: where it is, both are whole.
-    if not (folder / "train.jsonl").exists():
-        for split in _SPLITS:
-            await write_conversations(
-                folder / f"{split}.jsonl", run.reading, fine_tuning.dataset_id, split, name.version
-            )
-    has_eval = (folder / "eval.jsonl").stat().st_size > 0
+    await data_files.write(folder, run.reading, fine_tuning.dataset_id, name.version, fine_tuning.method)
+    has_eval = (folder / data_files.EVAL).stat().st_size > 0
+    if not has_eval:
+        await run.emit("log", {"message": methods.nothing_held_out(fine_tuning.method)})
     base = await _base_model(run, bench, project, fine_tuning)
 
     await _set(run, fine_tuning, status="training")
-    metrics = await _run_training(run, bench, fine_tuning, folder, base, has_eval=has_eval)
-    _name_version(folder / "out" / "training_config.json", name)
-    # What the run is for comes first: nothing that goes wrong from here on can lose the adapter.
-    await _keep(run, bench, project, fine_tuning, folder, metrics)
+    metrics = await keeping.bring_back(run, bench.storage, fine_tuning, folder / "out")
+    if metrics is None:
+        await checkpoint_store.clear_lost_uploads(run, bench.storage, project, fine_tuning)
+        await checkpoint_store.bring_newest(run, bench.storage, fine_tuning, folder / "out")
+        room = await _settle_memory(run, bench, fine_tuning, name.version)
+        config = _config(bench.settings, fine_tuning, folder, base, has_eval=has_eval)
+        config["fit"] = room.cut.as_config() if room.cut is not None else {}
+        metrics = await _run_training(run, bench, project, fine_tuning, folder, config)
+        await _set(run, fine_tuning, memory=admission.compare(room.memory, metrics))
+        _name_version(folder / "out" / keeping.CONFIG, name)
+        # What the run is for comes first: nothing that goes wrong from here on can lose the adapter.
+        await run.progress(_TRAINED, "Saving the adapter", force=True)
+        await keeping.keep(run, bench.storage, project, fine_tuning, folder / "out", metrics)
+    else:
+        await run.emit("log", {"message": "The training was done already; the run goes on with its evaluation."})
     await evaluation.prove(
         run,
         bench.settings,
@@ -150,22 +159,6 @@ def run_folder(settings: Settings, fine_tuning: FineTuning) -> Path:
     return settings.data_dir / "runs" / str(fine_tuning.public_id)
 
 
-async def write_conversations(
-    path: Path, open: exporting.Open, dataset_id: int, split: Literal["train", "eval"], version: int
-) -> None:
-    """Writes one split of a frozen version as {"messages": [...]} lines, in the order of the examples."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    batches = exporting.rows(open, dataset_id, split=split, version=version)
-    with aside.open("w", encoding="utf-8") as file:
-        async for batch in batches:
-            for row in batch:
-                messages = formats.messages_of(row.instruction, row.input, row.output, row.history)
-                # In ASCII, because a text may hold characters that end a line for some readers (U+2028).
-                file.write(json.dumps({"messages": messages}) + "\n")
-    aside.replace(path)
-
-
 async def _version(run: JobRun, fine_tuning: FineTuning) -> VersionName:
     """The version that the run trains on; one that was queued before there were versions gets its own now."""
     if fine_tuning.dataset_version is None:
@@ -212,10 +205,19 @@ async def _base_model(run: JobRun, bench: Bench, project: Project, fine_tuning: 
     return fetching.result()
 
 
-async def _run_training(
-    run: JobRun, bench: Bench, fine_tuning: FineTuning, folder: Path, base: Path, *, has_eval: bool
-) -> dict[str, Any]:
-    config = {
+async def _settle_memory(run: JobRun, bench: Bench, fine_tuning: FineTuning, version: int) -> Outlook:
+    """How the run is cut on this worker; told and kept. Raises DoesNotFit, WorkerTooSmall."""
+    async with run.reading() as session:
+        room = await admission.settle(session, bench.library, fine_tuning, version)
+    await _set(run, fine_tuning, memory=room.memory)
+    for sentence in room.warnings:
+        await run.emit("log", {"message": sentence})
+    return room
+
+
+def _config(settings: Settings, fine_tuning: FineTuning, folder: Path, base: Path, *, has_eval: bool) -> dict[str, Any]:
+    """What the trainer is told, see backend.trainers.config.TrainConfig."""
+    return {
         "run_dir": str(folder / "out"),
         "base_model": str(base),
         "base_model_id": fine_tuning.model,
@@ -223,9 +225,17 @@ async def _run_training(
         "eval_file": str(folder / "eval.jsonl") if has_eval else None,
         "method": fine_tuning.method,
         "hyperparams": fine_tuning.hyperparameters,
-        "device": bench.settings.training_device,
-        "threads": bench.settings.training_threads,
+        "device": settings.training_device,
+        "threads": settings.training_threads,
+        "processes": settings.training_processes,
+        "sharding": settings.training_sharding,
+        "checkpoint_seconds": settings.checkpoint_seconds,
     }
+
+
+async def _run_training(
+    run: JobRun, bench: Bench, project: Project, fine_tuning: FineTuning, folder: Path, config: dict[str, Any]
+) -> dict[str, Any]:
     seen: dict[str, Any] = dict(fine_tuning.metrics)
 
     async def on_event(event: dict[str, Any]) -> None:
@@ -238,12 +248,27 @@ async def _run_training(
         elif name in ("log", "eval", "checkpoint"):
             seen.update({key: data[key] for key in _SHOWN if key in data})
             await run.emit(name, data)
+            if name == "checkpoint":
+                await uploads.offer(int(data["step"]))
         elif name == "stage":
             await run.progress(0, _MESSAGE_OF_STAGE.get(data["name"], data["name"]), force=True)
         elif name in ("warning", "stopped"):
             await run.emit("log", {"message": data["message"]})
+        elif name == "resumed":
+            # What was told of later steps is of an attempt that was lost: who draws the loss drops it here.
+            message = f"Resumed from step {data['step']}."
+            await run.emit("log", {"message": message, "resumed_from_step": data["step"]})
 
-    await _run_child(run, bench, "qlora", config, folder, on_event)
+    async with CheckpointUploads(
+        run,
+        bench.storage,
+        project,
+        fine_tuning,
+        folder / "out",
+        max_mb=bench.settings.checkpoint_upload_max_mb,
+        grace_seconds=bench.settings.training_cancel_grace_seconds,
+    ) as uploads:
+        await _run_child(run, bench, "qlora", config, folder, on_event, out=folder / "out")
     metrics: dict[str, Any] = _read_json(folder / "out" / "metrics.json")
     # The last step's figures stay beside those of the whole run, so that the status has all its fields to the end.
     return {**seen, **metrics}
@@ -255,54 +280,34 @@ def _read_json(path: Path) -> Any:
 
 
 async def _run_child(
-    run: JobRun, bench: Bench, module: str, config: dict[str, Any], folder: Path, on_event: OnEvent
+    run: JobRun,
+    bench: Bench,
+    module: str,
+    config: dict[str, Any],
+    folder: Path,
+    on_event: OnEvent,
+    *,
+    out: Path | None = None,
 ) -> None:
+    """`out`: where a child keeps checkpoints. Kills in a row are counted anew from each of them."""
     grace = bench.settings.training_cancel_grace_seconds
     try:
         await run_trainer(module, config, folder, on_event, grace_seconds=grace)
     except TrainerKilled as error:
         # Once may be chance. A run that the kernel kills for its memory each time must say so, not go on for ever.
-        if run.claim.attempts >= _KILLED_ATTEMPTS:
+        times = run.claim.attempts if out is None else await _count_kill(run, checkpoint_store.newest_step(out))
+        if times >= _KILLED_ATTEMPTS:
             raise TrainerKeepsBeingKilled(error.detail) from error
         raise
 
 
-async def _keep(
-    run: JobRun, bench: Bench, project: Project, fine_tuning: FineTuning, folder: Path, metrics: dict[str, Any]
-) -> None:
-    """Stores the adapter's files and gives them rows; an attempt that lost its job leaves none behind."""
-    await run.progress(_TRAINED, "Saving the adapter", force=True)
-    files = sorted(path for path in (folder / "out" / "adapter").iterdir() if path.is_file())
-    files += [folder / "out" / "training_config.json"]
-    # The attempt is part of the key: a zombie that is still writing cannot touch the files of its successor.
-    prefix = f"{projects.folder_of(project)}/runs/{fine_tuning.public_id}/{run.claim.fence}"
-    artifacts = [
-        Artifact(
-            fine_tuning_id=fine_tuning.id,
-            role=queries.ADAPTER,
-            filename=path.name,
-            size_bytes=path.stat().st_size,
-            sha256=await asyncio.to_thread(file_digest, path),
-            file_key=f"{prefix}/{path.name}",
-        )
-        for path in files
-    ]
-    try:
-        for path, artifact in zip(files, artifacts, strict=True):
-            await bench.storage.put_file(artifact.file_key, path)
-        async with run.writing() as session:
-            previous = [
-                item.file_key for item in await queries.list_artifacts(session, fine_tuning.id, queries.ADAPTER)
-            ]
-            await session.execute(
-                delete(Artifact).where(Artifact.fine_tuning_id == fine_tuning.id, Artifact.role == queries.ADAPTER)
-            )
-            session.add_all(artifacts)
-            await session.execute(update(FineTuning).where(FineTuning.id == fine_tuning.id).values(metrics=metrics))
-    except BaseException:
-        await bench.storage.delete([artifact.file_key for artifact in artifacts])
-        raise
-    await bench.storage.delete(previous)
+async def _count_kill(run: JobRun, step: int) -> int:
+    """How often the trainer was killed in a row without a checkpoint later than that of the kill before."""
+    before = run.params.get("killed")
+    times = before["times"] + 1 if before is not None and step <= before["step"] else 1
+    async with run.writing() as session:
+        await queue.note(session, run.claim, killed={"step": step, "times": times})
+    return int(times)
 
 
 async def _set(run: JobRun, fine_tuning: FineTuning, **values: Any) -> None:

@@ -51,7 +51,7 @@ def render_card(
         "---",
         f"base_model: {model}",
         *([f"license: {license_name}"] if license_name else []),
-        f"library_name: {'transformers' if 'merged' in formats else 'peft'}",
+        f"library_name: {'transformers' if 'merged' in formats or fine_tuning.method == 'full' else 'peft'}",
         "pipeline_tag: text-generation",
         "tags:",
         f"- {fine_tuning.method}",

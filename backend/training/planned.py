@@ -1,5 +1,8 @@
 """Runs that are made before their dataset is: their place is taken, and they start once it is ready."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -15,7 +18,12 @@ from backend.training.statuses import Status
 
 
 async def plan(
-    session: AsyncSession, project: Project, dataset: Dataset, wanted: Wanted, checked: Checked
+    session: AsyncSession,
+    project: Project,
+    dataset: Dataset,
+    wanted: Wanted,
+    checked: Checked,
+    system_prompt: str | None = None,
 ) -> FineTuning:
     """A queued run without version and job. It counts against the plan, whose room the caller has seen to."""
     run = FineTuning(
@@ -27,6 +35,8 @@ async def plan(
         model=wanted.model,
         method=wanted.method if wanted.provider == LOCAL else "supervised",
         hyperparameters=checked.hyperparameters,
+        memory=checked.memory,
+        system_prompt=system_prompt,
     )
     session.add(run)
     await session.flush()
@@ -44,25 +54,32 @@ async def start(session: AsyncSession, broker: Broker, library: ModelLibrary, ru
     if found is None:
         return False
     project = await session.get_one(Project, found.project_id)
-    checked = await fine_tunings.check(session, library, project, wanted)
+    checked = await fine_tunings.check(session, library, project, wanted, found.dataset_id)
     await fine_tunings.lock_project(session, project)
     run = await _lock(session, run_id)
     if run is None:
         return False
     version = await freezing.freeze(session, run.dataset_id, checked)
     freezing.require_size(checked, version)
-    run.dataset_version = version.number
+    run.dataset_version, run.memory = version.number, checked.memory
     await session.flush()
     await fine_tunings.enqueue(session, broker, project, run)
     return True
 
 
-async def give_up(session: AsyncSession, run_id: int, status: Status, message: str | None) -> bool:
+async def give_up(
+    session: AsyncSession,
+    run_id: int,
+    status: Status,
+    message: str | None,
+    code: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> bool:
     """Ends a run that will never start; False when it has started, ended or gone."""
     run = await _lock(session, run_id)
     if run is None:
         return False
-    fine_tunings.end(run, status, message)
+    fine_tunings.end(run, status, message, code, context)
     await session.flush()
     return True
 

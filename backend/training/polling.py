@@ -28,8 +28,14 @@ from backend.providers.tuning.base import (
     TuningProgress,
 )
 from backend.training import statuses
-from backend.training.errors import ProviderKeyGone
-from backend.training.fine_tunings import UNSURE, end
+from backend.training.errors import (
+    ProviderJobFailed,
+    ProviderJobLost,
+    ProviderJobUnfollowed,
+    ProviderJobUnsure,
+    ProviderKeyGone,
+)
+from backend.training.fine_tunings import UNSURE, end, fail
 from backend.training.models import FineTuning
 from backend.training.remote import provider_of
 from backend.training.statuses import Status
@@ -202,7 +208,8 @@ def _take_progress(run: FineTuning, told: TuningProgress) -> None:
         message = None if run.cancel_requested_at is not None else f"The job was cancelled at {run.provider}."
         end(run, status, message)
     else:
-        end(run, status, told.error_message or f"{run.provider} says that the job failed, and does not say why.")
+        words = told.error_message or "it does not say why."
+        fail(run, ProviderJobFailed(told.error_message or None, provider=run.provider, words=words))
 
 
 def _take_absence(run: FineTuning) -> None:
@@ -215,22 +222,21 @@ def _take_absence(run: FineTuning) -> None:
         end(run, Status.CANCELLED, None)
     else:
         words = run.provider_state.get(UNSURE) or "The job could not be submitted."
-        end(run, Status.ERROR, f"{words} {run.provider} has no such job, so it can be started again.")
+        fail(run, ProviderJobLost(provider=run.provider, words=words))
 
 
 def _take_error(run: FineTuning, error: DomainError) -> None:
     run.poll_failures += 1
     if isinstance(error, ProviderKeyGone | ProjectNotFound):
-        end(run, Status.ERROR, error.detail)
+        fail(run, error)
         return
     kind = {ProviderAnswerBroken: "broken", ProviderRefused: "refused"}.get(type(error), "outage")
     if run.poll_failures >= GIVE_UP[kind]:
+        told: dict[str, Any] = {"provider": run.provider, "times": run.poll_failures, "words": error.detail.rstrip(".")}
         if run.external_id is not None:
-            advice = f"The job may still run there as {run.external_id}: look at it in your account."
+            fail(run, ProviderJobUnfollowed(external_id=run.external_id, **told))
         else:
-            advice = "Whether it took the job is not known: look at your account before you start it again."
-        given_up = f"Asking {run.provider} failed {run.poll_failures} times in a row, and is given up."
-        end(run, Status.ERROR, f"{given_up} {error.detail.rstrip('.')}. {advice}")
+            fail(run, ProviderJobUnsure(**told))
         return
     wait = _wait(_FIRST_WAIT * 2.0 ** min(run.poll_failures - 1, 10))
     if isinstance(error, ProviderRateLimited) and error.retry_after is not None:

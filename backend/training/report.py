@@ -19,6 +19,7 @@ def render_report(project: Project, fine_tuning: FineTuning, version: VersionNam
         f"- Examples: {metrics.get('train_examples', 0)} to train, {metrics.get('eval_examples', 0)} held out",
         f"- Steps: {metrics.get('steps', 0)} in {metrics.get('train_seconds', 0):.0f} s",
         f"- {_result(fine_tuning)}, {metrics.get('adapter_bytes', 0) / 1e6:.1f} MB",
+        *_memory(fine_tuning.memory or {}),
         "",
         "## Did it get better?",
         "",
@@ -38,6 +39,16 @@ def render_report(project: Project, fine_tuning: FineTuning, version: VersionNam
 
 def _result(fine_tuning: FineTuning) -> str:
     return "Model: `model.safetensors`" if fine_tuning.method == "full" else "Adapter: `adapter_model.safetensors`"
+
+
+def _memory(memory: dict[str, Any]) -> list[str]:
+    measured, known = memory.get("measured_bytes"), memory.get("forecast")
+    if measured is None:
+        return []
+    said = f"- Memory: {measured / 1e9:.2f} GB at most"
+    if known is not None:
+        said += f"; the forecast was {known['comparable_bytes'] / 1e9:.2f} GB ({memory['error_pct']:+.1f} %)"
+    return [said]
 
 
 def _usage(fine_tuning: FineTuning) -> list[str]:
@@ -68,10 +79,24 @@ def evaluation_section(metrics: dict[str, Any]) -> list[str]:
     """Verdict and table, as lines of Markdown; the model card shows the same."""
     evaluation = metrics.get("evaluation") or {}
     base, tuned = evaluation.get("base") or {}, evaluation.get("tuned") or {}
+    preferences = evaluation.get("preferences") or {}
+    if base and metrics.get("perplexity_base") is None:
+        # The trainer's own loss of a run on preferences is of pairs, not of answers.
+        source, loss = {"base": base, "tuned": tuned}, "loss of the preferred answers"
+    else:
+        names = {"loss": "eval_loss", "perplexity": "perplexity"}
+        source = {
+            model: {name: metrics.get(f"{metric}_{model}") for name, metric in names.items()}
+            for model in ("base", "tuned")
+        }
+        loss = "loss"
     figures = [
-        ("loss", metrics.get("eval_loss_base"), metrics.get("eval_loss_tuned"), _number),
-        ("perplexity", metrics.get("perplexity_base"), metrics.get("perplexity_tuned"), _number),
+        (shown, source["base"].get(name), source["tuned"].get(name), _number)
+        for shown, name in ((loss, "loss"), ("perplexity", "perplexity"))
     ]
+    if preferences:
+        accuracies = preferences["accuracy_base"], preferences["accuracy_tuned"]
+        figures.insert(0, ("preferred answer found likelier", *accuracies, _share))
     if evaluation.get("answers"):
         figures += [
             ("token F1 of the answers", base["token_f1"], tuned["token_f1"], _number),
@@ -103,6 +128,13 @@ def _how(evaluation: dict[str, Any]) -> list[str]:
         lines.append(
             f"F1 difference: {difference['mean']:+.3f}, 95 % interval {difference['low']:+.3f} to "
             f"{difference['high']:+.3f} (paired bootstrap)."
+        )
+    if preferences := evaluation.get("preferences"):
+        margin = preferences["reward_margin"]
+        lines.append(
+            f"Preferences: {preferences['pairs']} held-out pairs, reward margin {margin['mean']:+.3f}, 95 % interval "
+            f"{margin['low']:+.3f} to {margin['high']:+.3f}; in {_share(preferences['reward_accuracy'])} of them the "
+            "preferred answer gained more than the rejected one."
         )
     judge = evaluation.get("judge")
     if judge:

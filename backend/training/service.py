@@ -16,11 +16,12 @@ from backend.jobs.states import LIVE, JobState
 from backend.kit.broker import Broker
 from backend.kit.config import Settings
 from backend.projects.models import Project
+from backend.providers.base_models import ModelLibrary
 from backend.providers.llm.choice import choose
-from backend.training import export_formats, fine_tunings, hyperparams, queries
+from backend.training import admission, export_formats, fine_tunings, methods, queries
+from backend.training.admission import Outlook
 from backend.training.answer_judging import JUDGING
 from backend.training.errors import (
-    BaseModelNotTrainable,
     FineTuningEnded,
     NoBaseModel,
     NoEvaluation,
@@ -46,24 +47,32 @@ _STATE_OF = {
 
 
 async def start(
-    session: AsyncSession, broker: Broker, project: Project, *, method: str, given: dict[str, Any]
-) -> tuple[FineTuning, Job]:
+    session: AsyncSession,
+    broker: Broker,
+    library: ModelLibrary,
+    project: Project,
+    *,
+    method: str,
+    given: dict[str, Any],
+) -> tuple[FineTuning, Job, list[str]]:
     """Enqueues a run on the project's latest dataset as it is now: a version is frozen, which no later edit changes.
 
-    Raises BadHyperparameter, NoBaseModel, BaseModelNotTrainable, PlanLimitReached, NoDataset, TrainingAlreadyRunning.
+    The last of the three is what should be known of the examples. Raises BadHyperparameter, NoBaseModel,
+    BaseModelNotTrainable, ModelTooLarge, PlanLimitReached, NoDataset, DoesNotFit, TooFewPreferences,
+    TrainingAlreadyRunning.
     """
-    values = hyperparams.complete(given, max_seq_length=project.config.get("max_seq_length"))
+    values = methods.settings_of(method, given, project)
     if project.base_model_id is None or project.model_info is None:
         raise NoBaseModel(project_id=str(project.public_id))
-    if not project.model_info.get("valid", True):
-        reasons = " ".join(project.model_info.get("warnings", []))
-        raise BaseModelNotTrainable(model_id=project.base_model_id, reasons=reasons)
+    await methods.require_base(library, project, project.base_model_id, method)
     await plans.require_room_for_fine_tuning(session, project.user_id)
     await fine_tunings.lock_project(session, project)
     dataset = await dataset_queries.find_trainable(session, project.id)
     if dataset is None:
         raise NoDataset(project_id=str(project.public_id))
+    room = await admission.admit(session, library, project.base_model_id, method, values, dataset.id)
     version, _ = await versions.freeze(session, dataset.id)
+    warnings = [*await methods.require_preferences(session, method, version), *room.warnings]
     wanted = Wanted(
         name=f"{project.name} on {project.base_model_id}"[:200],
         description=None,
@@ -71,7 +80,23 @@ async def start(
         model=project.base_model_id,
         method=method,
     )
-    return await fine_tunings.start_local(session, broker, project, version, wanted, hyperparameters=values)
+    kept = {"hyperparameters": values, "memory": room.memory}
+    run, job = await fine_tunings.start_local(session, broker, project, version, wanted, **kept)
+    return run, job, warnings
+
+
+async def foresee(
+    session: AsyncSession, library: ModelLibrary, project: Project, *, method: str, given: dict[str, Any]
+) -> Outlook:
+    """The memory that a run started now would take. Raises BadHyperparameter, NoBaseModel; a run that does not fit, or
+    has no dataset yet, is no error.
+    """
+    values = methods.settings_of(method, given, project)
+    if project.base_model_id is None:
+        raise NoBaseModel(project_id=str(project.public_id))
+    dataset = await dataset_queries.find_trainable(session, project.id)
+    dataset_id = dataset.id if dataset is not None else None
+    return await admission.foresee(session, library, project.base_model_id, method, values, dataset_id)
 
 
 async def latest_run(session: AsyncSession, project: Project) -> tuple[FineTuning, Job]:

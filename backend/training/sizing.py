@@ -25,7 +25,7 @@ from typing import Any, Literal
 from backend.providers.architecture import Shape, linear_shapes
 from backend.providers.model_facts import ModelFacts
 
-Method = Literal["lora", "qlora"]
+Method = Literal["lora", "qlora", "full", "dpo"]
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384
 # Bits a parameter when a model is loaded in 4 bits: the mean over Llama-3.1-8B (5.68), Qwen2.5-7B (5.83),
 # Mistral-7B-v0.3 (4.57) and Qwen3-8B (5.93), whose embeddings and output heads stay in 16 bits.
@@ -127,7 +127,7 @@ def weights_bytes_4bit(facts: ModelFacts) -> int | None:
 
 def linear_parameters(facts: ModelFacts) -> int | None:
     """Weights of the linear layers without the output head: those that are quantised and adapted."""
-    matrices = linear_shapes(facts.model_type, _shape(facts))
+    matrices = linear_shapes(facts.model_type, shape_of(facts))
     if matrices is None or facts.num_layers is None:
         return None
     return facts.num_layers * sum(inputs * outputs for inputs, outputs in matrices)
@@ -135,7 +135,7 @@ def linear_parameters(facts: ModelFacts) -> int | None:
 
 def lora_parameters(facts: ModelFacts, lora_r: int = 16) -> int | None:
     """Parameters of an adapter of rank `lora_r` on all linear layers; None for architectures that are not known."""
-    matrices = linear_shapes(facts.model_type, _shape(facts))
+    matrices = linear_shapes(facts.model_type, shape_of(facts))
     if matrices is None or facts.num_layers is None:
         return None
     return facts.num_layers * lora_r * sum(inputs + outputs for inputs, outputs in matrices)
@@ -143,7 +143,7 @@ def lora_parameters(facts: ModelFacts, lora_r: int = 16) -> int | None:
 
 def activation_bytes(facts: ModelFacts, tokens: int) -> int | None:
     """What the backward pass of a batch of `tokens` needs; None when the shape is unknown."""
-    matrices = linear_shapes(facts.model_type, _shape(facts))
+    matrices = linear_shapes(facts.model_type, shape_of(facts))
     if matrices is None or not (facts.hidden_size and facts.num_layers and facts.vocab_size):
         return None
     inputs, outputs = sum(item[0] for item in matrices), sum(item[1] for item in matrices)
@@ -221,7 +221,7 @@ def _size_class(memory_bytes: int) -> str:
     return "7B-8B" if memory_bytes >= 14 * _GIB else "1B-3B"
 
 
-def _shape(facts: ModelFacts) -> Shape:
+def shape_of(facts: ModelFacts) -> Shape:
     return Shape(
         vocab_size=facts.vocab_size,
         max_position_embeddings=facts.max_position_embeddings,

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from backend.training.answer_scores import Difference, exact_match, paired_difference, token_f1
+from backend.training.preference_verdicts import PreferenceResult
 
 Verdict = Literal["better", "no_better", "worse", "unproven"]
 Scored = dict[str, Any]
@@ -39,8 +40,16 @@ def score(samples: Sequence[Mapping[str, Any]]) -> list[Scored]:
     ]
 
 
-def summarise(found: Mapping[str, Any], scored: Sequence[Scored], documents: Sequence[Document]) -> dict[str, Any]:
-    """The evaluation as it is stored and shown; `found` is what the evaluating child wrote."""
+def summarise(
+    found: Mapping[str, Any],
+    scored: Sequence[Scored],
+    documents: Sequence[Document],
+    preferences: PreferenceResult | None = None,
+) -> dict[str, Any]:
+    """The evaluation as it is stored and shown; `found` is what the evaluating child wrote.
+
+    A run on preferences is judged by these; losses and answers are told all the same.
+    """
     losses = found["losses"]
     loss = f1 = None
     if losses:
@@ -51,7 +60,10 @@ def summarise(found: Mapping[str, Any], scored: Sequence[Scored], documents: Seq
         base, tuned = ([item[f"f1_{model}"] for item in scored] for model in _MODELS)
         f1 = paired_difference(base, tuned)
     figures = {model: _figures(found, scored, model) for model in _MODELS}
-    verdict, sentence = _verdict(figures, len(scored), f1, loss)
+    if preferences is None:
+        verdict, sentence = _verdict(figures, len(scored), f1, loss)
+    else:
+        verdict, sentence = preferences.verdict, f"{preferences.sentence}{_of_preferred_answers(figures, loss)}"
     return {
         "verdict": verdict,
         "sentence": sentence,
@@ -64,6 +76,7 @@ def summarise(found: Mapping[str, Any], scored: Sequence[Scored], documents: Seq
         **figures,
         "f1_difference": _rounded(f1),
         "loss_difference": _rounded(loss),
+        "preferences": preferences.figures if preferences is not None else None,
         "documents": _by_document(losses, scored, documents),
         "judge": None,
     }
@@ -121,6 +134,12 @@ def _losses(figures: Mapping[str, Mapping[str, float | None]], difference: Diffe
     sure = "" if difference.high < 0 or difference.low > 0 else ", which may be chance"
     change = "fell" if tuned < base else "rose"
     return f" The loss {change} from {base:.3f} to {tuned:.3f}{sure}."
+
+
+def _of_preferred_answers(figures: Mapping[str, Mapping[str, float | None]], difference: Difference | None) -> str:
+    """Training on preferences may make both answers less likely: that is said, and decides nothing."""
+    told = _losses(figures, difference)
+    return told.replace(" The loss ", " The loss of the preferred answers ", 1)
 
 
 def _by_document(

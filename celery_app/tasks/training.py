@@ -1,5 +1,6 @@
 """Tasks on fine-tunings."""
 
+import logging
 import socket
 from typing import Any
 
@@ -10,6 +11,7 @@ from backend.kit.crypto import Sealer
 from backend.training import (
     adapter_files,
     answer_judging,
+    checkpoint_store,
     cleanup,
     exports,
     hardware,
@@ -29,6 +31,8 @@ from celery_app.job_task import run_job
 from celery_app.runtime import Runtime
 from celery_app.wiring import answer_judge, bench, library
 
+log = logging.getLogger(__name__)
+
 
 @shared_task(name=TRAINING.name)
 def train(job_id: int) -> None:
@@ -36,6 +40,11 @@ def train(job_id: int) -> None:
         return await local.train(run, bench(current))
 
     run_job(job_id, work)
+    current = runtime.get()
+    try:
+        current.run(checkpoint_store.forget_ended(current.db, current.storage))
+    except Exception as error:  # the job is over and done; the hourly sweep does what is left
+        log.warning("checkpoints of ended runs stay for now: %r", error)
 
 
 @shared_task(name=COMPARISON.name)
@@ -107,11 +116,12 @@ def report_hardware() -> None:
     current = runtime.get()
 
     async def report() -> None:
-        found = await hardware.probe()
+        found = await hardware.probe(current.settings.training_device)
         async with current.db.transaction() as session:
             await hardware.save(session, socket.gethostname(), found)
         await cleanup.clear_run_folders(current.db, current.settings)
         await adapter_files.forget_deleted(current.db, current.settings)
+        await checkpoint_store.forget_ended(current.db, current.storage)
 
     current.run(report())
 
@@ -119,4 +129,9 @@ def report_hardware() -> None:
 @shared_task(name="storage.sweep")
 def sweep_storage() -> None:
     current = runtime.get()
-    current.run(cleanup.delete_orphaned_files(current.db, current.storage))
+
+    async def sweep() -> None:
+        await checkpoint_store.forget_ended(current.db, current.storage)
+        await cleanup.delete_orphaned_files(current.db, current.storage)
+
+    current.run(sweep())

@@ -73,13 +73,33 @@ async def test_a_bad_document(
     assert (answer.status_code, answer.json()["error_code"]) == (400, code), answer.text
     if code == "UNSUPPORTED_FILE_TYPE":
         assert answer.json()["context"]["accepted"]
-        assert "Upload one of these types" in answer.json()["context"]["advice"]
+        assert "pload one of these types instead: " in answer.json()["context"]["advice"]
     await nothing_is_left(tenant, project, app)
 
 
 async def test_the_contract_words_for_an_executable(tenant: Tenant) -> None:
     answer = await tenant.upload(await tenant.make_project(), "malware.exe", b"MZ\x90\0" + bytes(200))
     assert answer.json()["detail"] == "File 'malware.exe' has unsupported MIME type 'application/x-executable'"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "other"),
+    [
+        ("raw_doc", "rows.jsonl", b'{"question": "a", "answer": "b"}\n', "dataset_upload"),
+        ("dataset_upload", "manual.pdf", corpus.pdf([["Some words."]]), "raw_doc"),
+    ],
+)
+async def test_a_file_of_the_other_kind_is_told_so(
+    tenant: Tenant, kind: str, name: str, content: bytes, other: str
+) -> None:
+    project = await tenant.make_project()
+    answer = await tenant.upload(project, name, content, kind=kind)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "UNSUPPORTED_FILE_TYPE")
+    assert f"kind={other}" in answer.json()["context"]["advice"]
+    tenant.client.headers["Accept-Language"] = "fr"
+    french = await tenant.upload(project, name, content, kind=kind)
+    assert f"Ajoutez le champ kind={other}" in french.json()["context"]["advice"]
+    assert (await tenant.upload(project, name, content, kind=other)).status_code == 201
 
 
 async def test_of_two_files_the_second_is_bad(tenant: Tenant, app: Any) -> None:

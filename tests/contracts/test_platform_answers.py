@@ -5,8 +5,10 @@ from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy import update
 
 from backend.kit.config import Settings
+from backend.kit.db import Database
 from backend.training.models import FineTuning
 from backend.training.serving_host import ServingHost
 from tests.conftest import Tenant, registered
@@ -50,6 +52,27 @@ async def test_the_contracts_example(asked: tuple[Tenant, FineTuning]) -> None:
     assert float(answer.headers["X-First-Token-Ms"]) > 0
     assert (await tenant.client.post(path, json=body)).json() == answer.json()
     assert (await tenant.client.post(path, json={**body, "system_prompt": "Be brief."})).json() != answer.json()
+
+
+async def test_a_launchs_system_prompt_is_there_unless_told_otherwise(
+    asked: tuple[Tenant, FineTuning], db: Database
+) -> None:
+    tenant, run = asked
+    path = f"/api/fine-tunings/{run.id}/test"
+    body = {"prompt": "Which lamp is bright?", "max_tokens": 12}
+    alone = (await tenant.client.post(path, json=body)).json()
+    brief = (await tenant.client.post(path, json={**body, "system_prompt": "Be brief."})).json()
+    assert alone != brief
+    of_run = update(FineTuning).where(FineTuning.id == run.id)
+    async with db.transaction() as session:
+        await session.execute(of_run.values(system_prompt="Be brief."))
+    try:
+        assert (await tenant.client.post(path, json=body)).json() == brief
+        assert (await tenant.client.post(path, json={**body, "system_prompt": ""})).json() == alone
+        assert (await tenant.client.get(f"/api/fine-tunings/{run.id}")).json()["system_prompt"] == "Be brief."
+    finally:
+        async with db.transaction() as session:
+            await session.execute(of_run.values(system_prompt=None))
 
 
 async def test_streamed_it_says_the_same(asked: tuple[Tenant, FineTuning]) -> None:

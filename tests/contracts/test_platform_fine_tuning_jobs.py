@@ -132,7 +132,7 @@ async def test_an_uploaded_document_becomes_a_trained_model(
     assert (shown["state"], shown["settled"], shown["held"]) == ("completed", content.character_count, 0)
     async with yard.db.transaction() as session:
         run = await session.get_one(FineTuning, launched["fine_tuning_id"])
-    assert (run.status, run.dataset_version) == ("completed", 1)
+    assert (run.status, run.dataset_version, run.system_prompt) == ("completed", 1, "You know Quillon.")
     await yard.books_are_right()
 
 
@@ -150,3 +150,21 @@ async def test_the_body_is_checked(yard: Yard) -> None:
         assert answer.status_code == 422, body
     answer = await yard.tenant.client.post("/api/fine-tuning-jobs", json={**good, "config": {**good["config"]}})
     assert answer.status_code == 201
+
+
+async def test_nobody_can_have_rated_what_is_not_made_yet(yard: Yard) -> None:
+    """dpo is refused before anything is written or charged; all weights may be trained."""
+    content = await yard.add_content(9000)
+    answer = await yard.post(content, method="dpo", headers=ENGLISH)
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "TOO_FEW_PREFERENCES"), answer.text
+    assert "/api/datasets/{dataset_id}/preferences" in answer.json()["detail"]
+    french = await yard.post(content, method="dpo", headers={"Accept-Language": "fr"})
+    assert "/api/datasets/{dataset_id}/preferences" in french.json()["detail"]
+    assert "réponses notées" in french.json()["detail"]
+    assert (await yard.tenant.client.get("/api/orders")).json() == []
+    assert (await yard.tenant.client.get("/api/fine-tunings")).json() == []
+    assert (await yard.post(content, method="rlhf")).status_code == 422
+    started = await yard.post(content, method="full")
+    assert started.status_code == 201, started.text
+    run = (await yard.tenant.client.get(f"/api/fine-tunings/{started.json()['fine_tuning_id']}")).json()
+    assert (run["method"], run["hyperparameters"]["learning_rate"]) == ("full", 2e-5)

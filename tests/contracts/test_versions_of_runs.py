@@ -10,7 +10,7 @@ from sqlalchemy import select
 from backend.datasets.models import DatasetVersion
 from backend.kit.config import Settings
 from backend.kit.db import Database
-from backend.training import local
+from backend.training import data_files
 from backend.training.models import FineTuning
 from tests.conftest import Tenant
 from tests.contracts.conftest import HYPERPARAMS, RunJob, Walked
@@ -91,7 +91,7 @@ async def test_edits_before_the_worker_begins(
 async def test_what_a_trainer_reads(planted: Planted, db: Database, tmp_path: Path) -> None:
     version = await planted.send("POST", "/versions", None, 201)
     path = tmp_path / "new" / "train.jsonl"
-    await local.write_conversations(path, db.transaction, planted.dataset_id, "train", version["number"])
+    await data_files.write_conversations(path, db.transaction, planted.dataset_id, "train", version["number"])
     found = written(path)
     assert found[0][0]["content"] == "Question 0?\n\nThe text."
     assert found[1] == [
@@ -108,10 +108,10 @@ async def test_a_killed_attempt_reads_the_same_again(planted: Planted, db: Datab
     version = await planted.send("POST", "/versions", None, 201)
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     for split in ("train", "eval"):
-        await local.write_conversations(first, db.transaction, planted.dataset_id, split, version["number"])
+        await data_files.write_conversations(first, db.transaction, planted.dataset_id, split, version["number"])
         second.with_suffix(".part").write_text("half a li")
         await spoil(planted) if split == "train" else None
-        await local.write_conversations(second, db.transaction, planted.dataset_id, split, version["number"])
+        await data_files.write_conversations(second, db.transaction, planted.dataset_id, split, version["number"])
         assert first.read_bytes() == second.read_bytes()
         assert first.stat().st_size > 0
 

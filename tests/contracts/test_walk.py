@@ -281,6 +281,8 @@ JOB = {
 async def test_jobs(walked: Walked) -> None:
     jobs = (await walked.get("/jobs"))["jobs"]
     matches(jobs, [JOB])
+    # A job that is over does not show its last step as if it were still at it.
+    assert {job["message"] for job in jobs} == {"Done"}
     assert {job["type"] for job in jobs} >= {
         "chunk_generate",
         "dataset_preview",

@@ -28,10 +28,6 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 HERE = Path(__file__).parent
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA GPU, and is skipped without one")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The training libraries warn about one another; only our own code is held to no warnings."""
     for item in items:

@@ -8,7 +8,8 @@ import pytest
 def test_steps_come_in_a_new_order_each_epoch_that_a_resumed_run_repeats() -> None:
     from backend.trainers.batches import StepSampler
 
-    sampler = StepSampler(67, 8, seed=3)
+    lengths = [5] * 67
+    sampler = StepSampler(lengths, 8, seed=3)
     assert len(sampler) == 9
     orders = []
     for epoch in range(3):
@@ -16,7 +17,7 @@ def test_steps_come_in_a_new_order_each_epoch_that_a_resumed_run_repeats() -> No
         orders.append(list(sampler))
         assert sorted(index for step in orders[-1] for index in step) == list(range(67))
         assert [len(step) for step in orders[-1]] == [8] * 8 + [3]
-        again = StepSampler(67, 8, seed=3)
+        again = StepSampler(lengths, 8, seed=3)
         again.set_epoch(epoch)
         assert list(again) == orders[-1]
     assert orders[0] != orders[1] != orders[2]
@@ -25,13 +26,16 @@ def test_steps_come_in_a_new_order_each_epoch_that_a_resumed_run_repeats() -> No
 def test_processes_share_each_step() -> None:
     from backend.trainers.batches import StepSampler
 
-    whole = list(StepSampler(17, 8, seed=1))
-    shares = [list(StepSampler(17, 8, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
-    for step, first, second in zip(whole[:-1], *(share[:-1] for share in shares), strict=True):
-        assert sorted(step) == sorted(first + second)
-        assert abs(len(first) - len(second)) <= 1
-    # One example is left for the last step: both processes must take part in it.
-    assert shares[0][-1] == shares[1][-1] == whole[-1]
+    lengths = [10 + 7 * number % 40 for number in range(17)]
+    whole = list(StepSampler(lengths, 8, seed=1))
+    shares = [list(StepSampler(lengths, 8, seed=1, rank=rank, world_size=2)) for rank in (0, 1)]
+    for step, *hands in zip(whole, *shares, strict=True):
+        assert sorted(step) == sorted(hands[0] + hands[1]), "each example once"
+    for first, second in zip(*(share[:-1] for share in shares), strict=True):
+        tokens = [sum(lengths[index] for index in hand) for hand in (first, second)]
+        assert abs(tokens[0] - tokens[1]) <= max(lengths)
+    # One example is left for the last step: the other process gets none.
+    assert sorted(len(share[-1]) for share in shares) == [0, 1]
 
 
 @pytest.mark.parametrize("padded", [True, False])

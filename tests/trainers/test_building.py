@@ -57,6 +57,14 @@ def test_a_model_that_does_not_write_is_refused(
     assert config["architectures"][0] in str(caught.value)
 
 
+def test_a_run_of_one_step_learns(tmp_path: Path, train_config: ConfigMaker) -> None:
+    """Its first step is no warm-up, whose rate begins at 0."""
+    settings = {"per_device_batch_size": 64, "gradient_accumulation_steps": 4, "num_epochs": 1, "warmup_ratio": 0.03}
+    complete = run_here(train_config(tmp_path / "run", **settings)).of("complete")[0]
+    assert complete["steps"] == 1
+    assert complete["eval_loss_tuned"] != complete["eval_loss_base"]
+
+
 def test_no_held_out_examples_is_said_and_trained_all_the_same(tmp_path: Path, train_config: ConfigMaker) -> None:
     empty = write_lines(tmp_path / "eval.jsonl", [])
     events = run_here(train_config(tmp_path / "run", {"eval_file": str(empty)}, num_epochs=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from backend.trainers.config import EvaluateConfig, GenerateConfig, SizingConfig
 from backend.trainers.errors import TrainerError
-from tests.trainers.tiny import EVAL_ROWS, TRAIN_ROWS, Child, Recorder, run
+from tests.trainers.tiny import EVAL_ROWS, TRAIN_ROWS, Child, Recorder, run, write_lines
 
 Trained = tuple[Path, Recorder]
 
@@ -266,3 +267,100 @@ def test_a_whole_tuned_model_is_compared_like_an_adapter(
         assert whole[f"eval_loss_{model}"] == pytest.approx(adapter[f"eval_loss_{model}"], rel=0.02, abs=1e-3)
     assert whole["eval_loss_tuned"] < whole["eval_loss_base"] / 2
     assert [sample["base"] for sample in whole["samples"]] == [sample["base"] for sample in adapter["samples"]]
+
+
+def test_long_examples_are_cut_as_in_training(
+    tmp_path: Path, base_model: Path, trained: Trained, data: dict[str, Path]
+) -> None:
+    """At the model's own context, whatever length was asked for: the question is cut, the answer never."""
+    from backend.trainers.evaluate import evaluate
+
+    folder = shutil.copytree(base_model, tmp_path / "short")
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "max_position_embeddings": 64}))
+    question = "Well, " + "tell me of the kettle. " * 30 + "What colour is the lid?"
+    rows = [conversation(question, "The lid is red."), conversation("And?", "It is " + "very " * 80 + "red.")]
+    path = write_lines(tmp_path / "long.jsonl", [*rows, EVAL_ROWS[0]])
+    common: dict[str, Any] = {"max_seq_length": 2048, "samples": 3, "batch_size": 3}
+    found = {}
+    for choice in ("truncate", "skip"):
+        config = evaluation_config(
+            folder, trained[0] / "adapter", {"eval": path}, tmp_path / f"{choice}.json", **common
+        )
+        run(evaluate, EvaluateConfig, **config, long_examples=choice)
+        found[choice] = json.loads((tmp_path / f"{choice}.json").read_text())
+    # The second answer alone is longer than the context.
+    assert (found["truncate"]["examples"], found["truncate"]["examples_skipped"]) == (2, 1)
+    assert (found["skip"]["examples"], found["skip"]["examples_skipped"]) == (1, 2)
+    assert [item["index"] for item in found["truncate"]["losses"]] == [0, 2]
+    assert [item["index"] for item in found["truncate"]["samples"]] == [0, 2], "what does not fit is not asked"
+    assert found["truncate"]["samples"][0]["messages"][0]["content"] == question, "it is shown whole"
+    tokens = {item["index"]: item["tokens"] for item in found["truncate"]["losses"]}
+    whole = evaluation_config(base_model, trained[0] / "adapter", {"eval": path}, tmp_path / "whole.json", **common)
+    run(evaluate, EvaluateConfig, **{**whole, "samples": 0})
+    losses = {item["index"]: item for item in json.loads((tmp_path / "whole.json").read_text())["losses"]}
+    assert tokens[0] == losses[0]["tokens"], "the answer is whole"
+    assert losses.keys() == {0, 1, 2}
+
+
+def conversation(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def test_both_answers_of_rated_pairs_are_weighed(
+    tmp_path: Path, fluent_model: Path, knowing_adapter: Path, data: dict[str, Path]
+) -> None:
+    """A model that knows the facts finds the true answer likelier than a false one; figures are those of its losses."""
+    import torch
+
+    from backend.trainers import examples, loading, scoring
+    from backend.trainers.evaluate import evaluate
+    from tests.trainers.test_methods import preference_rows
+
+    rows = [*preference_rows(), {"prompt": "q", "chosen": "a", "rejected": "no " * 300}]
+    pairs = write_lines(tmp_path / "pairs.jsonl", rows)
+    output = tmp_path / "o.json"
+    config = evaluation_config(fluent_model, knowing_adapter, data, output, pairs_file=str(pairs), samples=0)
+    run(evaluate, EvaluateConfig, **config)
+    found = json.loads(output.read_text())["preferences"]
+    assert (len(found["pairs"]), found["skipped"]) == (8, 1)
+    assert sum(pair["tuned"][0] < pair["tuned"][1] for pair in found["pairs"]) == 8
+    target = loading.Target("cpu", torch.float32, torch.float32)
+    tokenizer, model = loading.load_tokenizer(fluent_model), loading.load_base(fluent_model, target)
+    row = preference_rows()[1]
+    for place, name in enumerate(("chosen", "rejected")):
+        messages = conversation(row["prompt"], row[name])["messages"]
+        [loss] = scoring.summed_losses(
+            model, [examples.encode(tokenizer, messages)], target=target, pad_token_id=tokenizer.pad_token_id
+        )
+        assert found["pairs"][1]["base"][place] == pytest.approx(loss, rel=0.05)
+    # Killed before it was done, it goes on with the pairs that it has; the notes are of these pairs alone.
+    lines = output.with_suffix(".notes").read_text().splitlines()
+    kept = [line for line in lines if '"pairs"' in line]
+    assert len(kept) == 2 * 8
+    assert run(evaluate, EvaluateConfig, **config).of("complete")
+    assert [line for line in output.with_suffix(".notes").read_text().splitlines() if '"pairs"' in line] == kept
+
+
+def test_a_whole_tuned_model_answers_beside_its_base(tmp_path: Path, fluent_model: Path, base_model: Path) -> None:
+    """What a run over all weights delivers is loaded instead of an adapter."""
+    from backend.trainers.generate import generate
+
+    prompts = [row["messages"][:-1] for row in TRAIN_ROWS[:3]]
+    answers = {}
+    for name, which, adapter in (("both", ["base", "tuned"], fluent_model), ("base", ["base"], None)):
+        run(
+            generate,
+            GenerateConfig,
+            base_model=str(base_model if name == "both" else fluent_model),
+            adapter=str(adapter) if adapter else None,
+            prompts=prompts,
+            output_file=str(tmp_path / name),
+            which=which,
+            max_new_tokens=12,
+            device="cpu",
+            threads=1,
+        )
+        answers[name] = json.loads((tmp_path / name).read_text())["answers"]
+    assert [row["tuned"] for row in answers["both"]] == [row["base"] for row in answers["base"]]
+    assert answers["both"][0]["base"] != answers["both"][0]["tuned"]

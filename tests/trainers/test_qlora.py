@@ -107,7 +107,11 @@ def test_after_sigkill_a_run_ends_with_the_same_weights(
     resumed = run_here(config)
     first = resumed.of("log")[0]["step"]
     assert 1 < first <= int(newest.name.split("-")[1]), "it went on from the checkpoint before the torn one"
-    assert run_here(reference).of("log")[0]["step"] == 1
+    assert resumed.of("resumed") == [{"event": "resumed", "step": first - 1}]
+    assert 0 not in [item["step"] for item in resumed.of("eval")], "the base model's loss was told before"
+    whole = run_here(reference)
+    assert whole.of("log")[0]["step"] == 1
+    assert not whole.of("resumed")
     ours = load_file(run_dir / "adapter" / "adapter_model.safetensors")
     theirs = load_file(tmp_path / "reference" / "adapter" / "adapter_model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -119,6 +123,31 @@ def test_after_sigkill_a_run_ends_with_the_same_weights(
     for key in ("eval_loss_base", "eval_loss_tuned", "num_tokens", "steps", "final_train_loss"):
         assert mine[key] == other[key], key
     assert [entry.get("loss") for entry in mine["history"]] == [entry.get("loss") for entry in other["history"]]
+
+
+def test_checkpoints_are_made_by_the_clock(tmp_path: Path, train_config: ConfigMaker) -> None:
+    fields = {"checkpoint_seconds": 1e-6, "eval_file": None}
+    often = run_here(train_config(tmp_path / "often", fields, num_epochs=1)).of("checkpoint")
+    assert [item["step"] for item in often] == [1, 2, 3, 4]
+
+
+def test_a_worker_with_less_memory_may_go_on_with_a_run(tmp_path: Path, train_config: ConfigMaker) -> None:
+    """How a step is cut is each worker's own matter; what is in it is not."""
+    from backend.trainers.config import TrainConfig, parse_config
+    from backend.trainers.qlora import claim
+
+    (tmp_path / "run").mkdir()
+
+    def begin(size: int, accumulation: int) -> None:
+        cut = {"per_device_batch_size": size, "gradient_accumulation_steps": accumulation}
+        claim(parse_config(TrainConfig, train_config(tmp_path / "run", **cut)))
+
+    begin(4, 2)
+    begin(2, 4)
+    begin(1, 8)
+    with pytest.raises(TrainerError) as caught:
+        begin(2, 2)
+    assert caught.value.code == "RUN_FOLDER_MISMATCH"
 
 
 def test_qlora_learns(tmp_path: Path, train_config: ConfigMaker) -> None:

@@ -74,8 +74,29 @@ def test_the_alarm_rises_for_loss_that_stays_far_above_all_before() -> None:
     assert first_alarm([*falling, 9.0, 9.0, 0.1, 9.0, 9.0, 9.0, 0.1]) is None, "it came back"
     assert first_alarm([*falling, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]) is None, "small losses go up and down"
     assert first_alarm([2.4, 8.0, 8.0, 8.0, 8.0, 8.0]) == 6, "from the first step on"
+    assert first_alarm([2.8, 7.9, 8.1, *[7.6] * 9]) == 11, "it stands still at a loss within three times the first"
+    assert first_alarm([2.8, *[7.6] * 9, 3.0, *[7.6] * 9]) is None, "it came back"
+    assert first_alarm([0.2, *[0.5] * 30]) is None, "small losses go up and down"
     assert first_alarm([2.4, float("nan")]) == 2
     assert first_alarm([2.4, float("inf")]) == 2
+
+
+def test_the_first_batch_alone_says_little_where_the_base_models_loss_is_known() -> None:
+    from backend.trainers.reporting import LossWatch
+
+    losses = [1.0, *[1.9] * 30]
+    for base_loss, expected in ((None, True), (2.0, False)):
+        watch = LossWatch(base_loss=base_loss)
+        assert any(watch.diverged(loss) for loss in losses) is expected
+
+
+def test_a_ruined_model_is_noticed(tmp_path: Path, train_config: ConfigMaker, fluent_model: Path) -> None:
+    """By a rate of 30, which ruins it in a few steps."""
+    config = train_config(tmp_path / "run", {"base_model": str(fluent_model)}, learning_rate=30.0, num_epochs=20)
+    with pytest.raises(TrainerError) as caught:
+        run_here(config)
+    assert caught.value.code == "TRAINING_DIVERGED"
+    assert "exploded" in str(caught.value)
 
 
 def test_an_exploding_loss_stops_the_run_with_its_reason(tmp_path: Path, train_config: ConfigMaker) -> None:

@@ -81,6 +81,18 @@ async def test_vllms_failures_keep_its_words(
     assert "It burns" in answer.json()["error"]["message"]
 
 
+async def test_vllm_is_not_asked_for_a_model_of_its_own(app: Any, tenant: Tenant, vllm: VllmImitation) -> None:
+    """It takes adapters; who trained all weights is told which process answers."""
+    run = await plant_model(app, tenant)
+    async with app.state.services.db.transaction() as session:
+        (await session.get_one(FineTuning, run.id)).method = "full"
+    answer = await chat(tenant, run)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "serving_not_running")
+    assert "trained all weights" in answer.json()["error"]["message"]
+    assert not vllm.asked
+    assert not vllm.registrations
+
+
 async def test_a_model_of_another_is_never_named_to_vllm(
     app: Any, tenant: Tenant, vllm: VllmImitation, make_tenant: Any
 ) -> None:

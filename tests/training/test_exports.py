@@ -84,6 +84,7 @@ def test_a_run_of_all_weights_is_no_adapter() -> None:
     for text in (render_report(project, tuning, version), render_card(project, tuning, version, ["adapter"], None)):
         assert "PeftModel" not in text
         assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")' in text
+    assert "library_name: transformers" in render_card(project, tuning, version, ["adapter"], None)
 
 
 def test_the_adapter_is_in_every_export() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from backend.training.errors import BadHyperparameter
-from backend.training.hyperparams import NAMES, complete
+from backend.training.hyperparams import NAMES, carried, complete
 
 CONTRACT = {
     "num_epochs": 3,
@@ -35,6 +35,24 @@ OURS = {
 def test_the_contracts_values_are_the_defaults() -> None:
     assert complete({}) == {**CONTRACT, **OURS}
     assert complete(CONTRACT) == complete({})
+
+
+def test_each_method_has_its_own_rate_unless_one_is_given() -> None:
+    rates = {method: complete({}, method=method)["learning_rate"] for method in ("lora", "qlora", "full", "dpo")}
+    assert rates == {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5, "dpo": 2e-5}
+    assert complete({"learning_rate": 1e-5}, method="dpo")["learning_rate"] == 1e-5
+    # A later run by another method takes that one's default, and keeps what somebody chose.
+    assert "learning_rate" not in carried(complete({}), "qlora", "dpo")
+    assert carried(complete({"learning_rate": 1e-5}), "qlora", "dpo")["learning_rate"] == 1e-5
+    assert carried(complete({}), "qlora", "lora")["num_epochs"] == 3
+
+
+@pytest.mark.parametrize("name", ["use_dora", "use_rslora"])
+def test_what_is_for_adapters_is_refused_where_there_is_none(name: str) -> None:
+    with pytest.raises(BadHyperparameter, match=f"{name} is for adapters"):
+        complete({name: True}, method="full")
+    assert complete({name: False}, method="full")[name] is False
+    assert complete({name: True}, method="dpo")[name] is True
 
 
 def test_the_projects_sequence_length_is_a_default_too() -> None:

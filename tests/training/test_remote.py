@@ -49,7 +49,12 @@ async def test_a_failure_reaches_the_row_in_the_words_of_the_provider(hosted: Ho
     hosted.imitation.job.stage, hosted.imitation.job.words = "error", f"Line 3 is empty, says {SECRET}"
     run = await hosted.poll()
     assert (run["status"], run["error_message"]) == ("error", "Line 3 is empty, says [key]")
+    assert run["error_code"] == "PROVIDER_JOB_FAILED"
     assert run["completed_at"]
+    path = f"/api/fine-tunings/{hosted.ids[-1]}"
+    french = (await hosted.tenant.client.get(path, headers={"Accept-Language": "fr"})).json()
+    assert french["error_message"].startswith("Le fine-tuning a échoué chez")
+    assert "Line 3 is empty, says [key]" in french["error_message"]
 
 
 async def test_a_cancel_reaches_the_provider_and_keeps_its_reason(hosted: Hosted) -> None:
@@ -182,6 +187,7 @@ async def test_a_submission_that_never_got_through_ends_in_error_once_the_provid
         shown = await hosted.poll()
     assert shown["status"] == "error"
     assert "no such job" in shown["error_message"]
+    assert shown["error_code"] == "PROVIDER_JOB_LOST"
 
 
 @pytest.mark.parametrize("fault", [401, 403, 404, 429, 500, "cut", "malformed", "strange"])
@@ -210,6 +216,7 @@ async def test_an_endless_refusal_ends_in_error_that_names_the_job(hosted: Hoste
         run = await hosted.poll()
     assert run["status"] == "error"
     assert external_id in run["error_message"]
+    assert run["error_code"] == "PROVIDER_JOB_UNFOLLOWED"
 
 
 async def test_a_key_that_was_deleted_meanwhile_ends_in_error_that_says_what_to_do(
@@ -221,6 +228,7 @@ async def test_a_key_that_was_deleted_meanwhile_ends_in_error_that_says_what_to_
     run = await hosted.poll()
     assert run["status"] == "error"
     assert "add a key" in run["error_message"]
+    assert run["error_code"] == "PROVIDER_KEY_DELETED"
 
 
 async def test_two_pollers_ask_once(hosted: Hosted) -> None:

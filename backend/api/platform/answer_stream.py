@@ -20,7 +20,10 @@ ANSWER_HEADERS = {
 
 
 class PromptIn(BaseModel):
-    """`stream`: the answer comes as server-sent events, piece by piece."""
+    """`stream`: the answer comes as server-sent events, piece by piece.
+
+    `system_prompt`: left out, that of the launch which made the model; "" asks without one.
+    """
 
     prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=8000)]
     system_prompt: Annotated[str, StringConstraints(max_length=8000)] | None = None
@@ -28,10 +31,10 @@ class PromptIn(BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=2)
     stream: bool = False
 
-    def question(self) -> Question:
+    def question(self, trained_with: str | None) -> Question:
         messages = [ChatMessage("user", self.prompt)]
-        if self.system_prompt:
-            messages.insert(0, ChatMessage("system", self.system_prompt))
+        if system_prompt := trained_with if self.system_prompt is None else self.system_prompt:
+            messages.insert(0, ChatMessage("system", system_prompt))
         return Question(messages=tuple(messages), max_tokens=self.max_tokens, temperature=self.temperature)
 
 

@@ -12,11 +12,12 @@ from backend.api.downloads import DOWNLOAD_DOCS, IfRangeHeader, RangeHeader, dow
 from backend.api.errors import error_responses
 from backend.api.evaluations import EvaluationOut, evaluation_out
 from backend.api.idempotency import IdempotentRoute
+from backend.api.loss_curves import LossCurveOut, PointOut
 from backend.api.platform.deps import OwnedFineTuning, RowId, WindowDep, shown
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.projects.models import Project
-from backend.training import evaluation, queries, service
+from backend.training import evaluation, loss_curve, queries, service
 from backend.training.export_formats import Format
 from backend.training.report import render_report
 
@@ -52,6 +53,15 @@ async def get_fine_tuning_evaluation(fine_tuning_id: RowId, claims: ClaimsDep, s
         run = await queries.get_by_number(session, owner, fine_tuning_id)
         artifact = await evaluation.find_answers(session, run)
     return evaluation_out(run, await evaluation.read_answers(services.storage, artifact))
+
+
+@router.get("/history", responses=error_responses(401, 404))
+async def get_fine_tuning_history(
+    fine_tuning: OwnedFineTuning, session: SessionDep, services: ServicesDep
+) -> LossCurveOut:
+    """Its losses, each step once, also of a run that was taken up by another worker; none of a hosted one."""
+    points = await loss_curve.read(session, services.events, fine_tuning)
+    return LossCurveOut(points=[PointOut(**point) for point in points])
 
 
 @router.post("/evaluation/judge", status_code=202, responses=error_responses(400, 401, 404, 409))

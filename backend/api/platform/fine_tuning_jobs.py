@@ -19,6 +19,7 @@ from backend.kit.owner import Owner
 from backend.launches import service
 from backend.launches.tools import Tools
 from backend.launches.wishes import Wish
+from backend.training.sizing import Method
 
 router = APIRouter(prefix="/fine-tuning-jobs", tags=["launches"])
 
@@ -41,7 +42,10 @@ _MESSAGES: Final[dict[str, dict[Language, str]]] = {
 
 
 class LaunchConfigIn(BaseModel):
-    """`system_prompt` stands before every example that is trained on. `method` matters for provider `local` only."""
+    """`system_prompt` stands before every example that is trained on. `method` matters for provider `local` only.
+
+    There `dpo` is refused: the dataset is made anew, and nobody has rated its answers yet.
+    """
 
     provider: ProviderName
     model: ModelName
@@ -49,7 +53,7 @@ class LaunchConfigIn(BaseModel):
     system_prompt: Prompt | None = None
     job_name: Name | None = None
     dataset_name: Name | None = None
-    method: Literal["lora", "qlora"] = "qlora"
+    method: Method = "qlora"
 
 
 class CreateFineTuningJobRequest(BaseModel):

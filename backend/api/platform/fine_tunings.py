@@ -2,15 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, StringConstraints, field_validator
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.api import answering, sse
 from backend.api.answering import Clock
@@ -21,15 +19,16 @@ from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
 from backend.api.language import ReaderLanguage, told
 from backend.api.platform.answer_stream import ANSWER_HEADERS, AnswerOut, PromptIn, answer_stream, timing_headers
 from backend.api.platform.deps import LARGEST_ID, OwnedFineTuning, RowId, RowIdQuery, WindowDep, count_all
+from backend.api.run_memory import MemoryOut, OutlookOut, memory_out, outlook_out
 from backend.api.services import Services, ServicesDep
 from backend.api.session import SessionDep
-from backend.jobs import queries as job_queries
 from backend.jobs.models import Job
 from backend.kit.language import Language
 from backend.training import answers, fine_tunings, playground, queries, statuses
 from backend.training.errors import FineTuningEnded, FineTuningNotFound, FineTuningStillEnding, NoServingHost
 from backend.training.fine_tunings import LOCAL, Wanted
 from backend.training.models import FineTuning
+from backend.training.sizing import Method
 from backend.training.statuses import Status
 
 router = APIRouter(prefix="/fine-tunings", tags=["fine-tunings"], route_class=IdempotentRoute)
@@ -55,7 +54,14 @@ class FineTuningIn(BaseModel):
     model: ModelName
     provider: ProviderName
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
-    method: Literal["lora", "qlora"] = "qlora"
+    method: Method = "qlora"
+
+
+class ForecastIn(BaseModel):
+    dataset_id: Annotated[int, Field(ge=1, le=LARGEST_ID)]
+    model: ModelName
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    method: Method = "qlora"
 
 
 class FineTuningChange(BaseModel):
@@ -79,6 +85,7 @@ class RetrainIn(BaseModel):
     model: ModelName | None = None
     hyperparameters: dict[str, Any] | None = None
     name: Name | None = None
+    method: Method | None = None
 
 
 class CancelIn(BaseModel):
@@ -114,7 +121,10 @@ class FineTuningOut(BaseModel):
     result_model: str | None
     trained_tokens: int | None
     metrics: MetricsOut
+    memory: MemoryOut | None
     error_message: str | None
+    error_code: str | None
+    system_prompt: str | None
     retrained_from_id: int | None
     created_at: datetime
     updated_at: datetime
@@ -123,7 +133,7 @@ class FineTuningOut(BaseModel):
 
 
 class StartedOut(FineTuningOut):
-    """`warnings`: what ends soon at the provider."""
+    """`warnings`: what ends soon at the provider, and what should be known of the examples."""
 
     warnings: list[str]
 
@@ -141,51 +151,71 @@ async def list_fine_tunings(
     """The newest first."""
     page = await queries.page_by_number(session, owner, window, dataset_id=dataset_id, project_id=project_id)
     count_all(response, page.total)
-    return await _shown(session, page.items, reader)
+    return [fine_tuning_out(run, reader) for run in page.items]
 
 
 @router.post("", status_code=201, responses=error_responses(400, 401, 403, 404, 409))
 async def create_fine_tuning(
-    body: FineTuningIn, owner: OwnerDep, session: SessionDep, services: ServicesDep
+    body: FineTuningIn, owner: OwnerDep, session: SessionDep, services: ServicesDep, reader: ReaderLanguage
 ) -> StartedOut:
     """Freezes the dataset as it is now and starts the run: at the provider, or on this machine's workers (`local`)."""
     wanted = Wanted(**body.model_dump(exclude={"dataset_id"}))
     run, warnings = await fine_tunings.create(
         session, services.broker, services.library, owner, body.dataset_id, wanted
     )
-    return StartedOut(**_fields(run), warnings=warnings)
+    return StartedOut(**_fields(run, reader), warnings=warnings)
+
+
+@waiting.post("/forecast", responses=error_responses(400, 401, 404))
+async def forecast_fine_tuning(
+    body: ForecastIn, owner: OwnerDep, session: SessionDep, services: ServicesDep
+) -> OutlookOut:
+    """How much memory a run of provider `local` would take, and how it would be cut to fit; nothing is started."""
+    outlook = await fine_tunings.foresee(
+        session, services.library, owner, body.dataset_id, body.model, body.method, body.hyperparameters
+    )
+    return outlook_out(outlook)
 
 
 @router.get("/{fine_tuning_id}", responses=error_responses(401, 404))
-async def get_fine_tuning(fine_tuning: OwnedFineTuning, session: SessionDep, reader: ReaderLanguage) -> FineTuningOut:
-    [shown] = await _shown(session, [fine_tuning], reader)
-    return shown
+async def get_fine_tuning(fine_tuning: OwnedFineTuning, reader: ReaderLanguage) -> FineTuningOut:
+    return fine_tuning_out(fine_tuning, reader)
 
 
 @router.put("/{fine_tuning_id}", responses=error_responses(401, 404))
 async def change_fine_tuning(
-    body: FineTuningChange, fine_tuning: OwnedFineTuning, session: SessionDep
+    body: FineTuningChange, fine_tuning: OwnedFineTuning, session: SessionDep, reader: ReaderLanguage
 ) -> FineTuningOut:
-    return fine_tuning_out(await fine_tunings.change(session, fine_tuning, body.model_dump(exclude_unset=True)))
+    changed = await fine_tunings.change(session, fine_tuning, body.model_dump(exclude_unset=True))
+    return fine_tuning_out(changed, reader)
 
 
 @router.post("/{fine_tuning_id}/cancel", responses=error_responses(401, 404, 409))
 async def cancel_fine_tuning(
-    fine_tuning: OwnedFineTuning, session: SessionDep, services: ServicesDep, body: CancelIn | None = None
+    fine_tuning: OwnedFineTuning,
+    session: SessionDep,
+    services: ServicesDep,
+    reader: ReaderLanguage,
+    body: CancelIn | None = None,
 ) -> FineTuningOut:
     """`reason` becomes the error_message. A run that completes before the cancel arrives stays completed."""
     reason = body.reason if body is not None else None
-    return fine_tuning_out(await fine_tunings.cancel(session, services.events, fine_tuning, reason or None))
+    cancelled = await fine_tunings.cancel(session, services.events, fine_tuning, reason or None)
+    return fine_tuning_out(cancelled, reader)
 
 
 @router.post("/{fine_tuning_id}/retrain", status_code=201, responses=error_responses(400, 401, 403, 404, 409))
 async def retrain_fine_tuning(
-    fine_tuning: OwnedFineTuning, session: SessionDep, services: ServicesDep, body: RetrainIn | None = None
+    fine_tuning: OwnedFineTuning,
+    session: SessionDep,
+    services: ServicesDep,
+    reader: ReaderLanguage,
+    body: RetrainIn | None = None,
 ) -> StartedOut:
     """Another run on the very same frozen examples, with another provider, base or hyperparameters."""
     changes = body.model_dump() if body is not None else {}
     run, warnings = await fine_tunings.retrain(session, services.broker, services.library, fine_tuning, **changes)
-    return StartedOut(**_fields(run), warnings=warnings)
+    return StartedOut(**_fields(run, reader), warnings=warnings)
 
 
 @router.get(
@@ -255,7 +285,7 @@ async def question_fine_tuning(
         owner = await authenticate(services, session, claims)
         run = await queries.get_by_number(session, owner, fine_tuning_id)
         answers.require_finished(run)
-    question = body.question()
+    question = body.question(run.system_prompt)
     seconds = services.settings.playground_timeout_seconds
     streamed = body.stream or "text/event-stream" in request.headers.get("accept", "").lower()
     try:
@@ -273,33 +303,31 @@ async def question_fine_tuning(
     return AnswerOut(response=text.strip())
 
 
-async def _shown(session: AsyncSession, runs: Sequence[FineTuning], reader: Language) -> list[FineTuningOut]:
-    """With the errors of our own jobs in the reader's language; a provider's words stay as they are."""
-    found = [fine_tuning_out(run) for run in runs]
-    failed = {run.job_id for run in runs if run.error_message is not None and run.job_id is not None}
-    if reader != "en" and failed:
-        jobs = {job.id: job for job in await job_queries.list_by_id(session, failed)}
-        for run, out in zip(runs, found, strict=True):
-            job = jobs.get(run.job_id or 0)
-            if job is not None and job.error_message == run.error_message:
-                out.error_message = told(reader, job.error_code, job.error_message, job.error_context)
-    return found
+def fine_tuning_out(run: FineTuning, reader: Language) -> FineTuningOut:
+    return FineTuningOut(**_fields(run, reader))
 
 
-def fine_tuning_out(run: FineTuning) -> FineTuningOut:
-    return FineTuningOut(**_fields(run))
-
-
-def _fields(run: FineTuning) -> dict[str, Any]:
+def _fields(run: FineTuning, reader: Language) -> dict[str, Any]:
+    """With what went wrong in the reader's language."""
     settled = run.status in statuses.ENDED or run.cancel_requested_at is None
     # The trainer of this machine and the providers have different words for the same.
     metrics = {name: run.metrics.get(name, run.metrics.get(other)) for name, other in _METRICS.items()}
-    names = FineTuningOut.model_fields.keys() - {"status", "is_settled", "metrics", "result_model", "trained_tokens"}
+    names = FineTuningOut.model_fields.keys() - {
+        "error_message",
+        "status",
+        "is_settled",
+        "metrics",
+        "memory",
+        "result_model",
+        "trained_tokens",
+    }
     return {
         **{name: getattr(run, name) for name in names},
+        "error_message": told(reader, run.error_code, run.error_message, run.error_context),
         "status": run.status if settled else Status.CANCELLED,
         "is_settled": settled,
         "metrics": metrics,
+        "memory": memory_out(run.memory),
         "result_model": run.provider_state.get("result_model"),
         "trained_tokens": run.provider_state.get("trained_tokens"),
     }

@@ -24,6 +24,7 @@ from backend.billing import orders
 from backend.kit.owner import Owner
 from backend.launches import choosing, service
 from backend.launches.wishes import Wish
+from backend.training.sizing import Method
 
 router = APIRouter(prefix="/checkout", tags=["launches"])
 
@@ -52,7 +53,7 @@ class OnboardingIn(BaseModel):
     project_id: RowNumber | None = None
     content_ids: Numbers | None = None
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
-    method: Literal["lora", "qlora"] = "qlora"
+    method: Method = "qlora"
 
 
 class OnboardingOut(BaseModel):

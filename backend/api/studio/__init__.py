@@ -36,3 +36,4 @@ for module in (
     jobs,
 ):
     router.include_router(module.router, responses=rate_limit_docs())
+router.include_router(examples.rating, responses=rate_limit_docs())

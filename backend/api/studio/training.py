@@ -1,7 +1,7 @@
 """Training: start, status, live logs, cancel, and the comparison of base and tuned."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -12,13 +12,17 @@ from backend.api.errors import error_responses
 from backend.api.idempotency import IdempotentRoute
 from backend.api.job_events import SSE_DOCS, LastEventId, event_stream
 from backend.api.language import ReaderLanguage, told
+from backend.api.loss_curves import LossCurveOut, PointOut
+from backend.api.run_memory import MemoryOut, OutlookOut, memory_out, outlook_out
 from backend.api.services import ServicesDep
 from backend.api.session import SessionDep
 from backend.api.studio.deps import OwnedProject
 from backend.api.studio.schemas import EnqueuedOut, enqueued
+from backend.jobs import service as jobs
 from backend.jobs.states import JobState
-from backend.training import queries, service
+from backend.training import loss_curve, queries, service
 from backend.training.fine_tunings import LOCAL
+from backend.training.sizing import Method
 
 router = APIRouter(prefix="/projects/{project_id}/train", tags=["training"], route_class=IdempotentRoute)
 
@@ -26,7 +30,7 @@ Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1,
 
 
 class TrainIn(BaseModel):
-    method: Literal["lora", "qlora"] = "qlora"
+    method: Method = "qlora"
     # Checked by the service, whose sentence names the accepted ones.
     hyperparams: dict[str, Any] = Field(default_factory=dict)
 
@@ -36,6 +40,8 @@ class TrainOut(BaseModel):
     run_id: UUID
     status: str
     message: str
+    # What should be known of the examples, and of how the run is cut to fit in memory.
+    warnings: list[str]
 
 
 class MetricsOut(BaseModel):
@@ -69,6 +75,8 @@ class StatusOut(BaseModel):
     current_metrics: MetricsOut
     # None for a run of a time when datasets had no versions.
     dataset: TrainedOnOut | None
+    # None for a run at a provider.
+    memory: MemoryOut | None
     started_at: datetime | None
     finished_at: datetime | None
     elapsed_seconds: int
@@ -91,15 +99,26 @@ async def start_training(
     project: OwnedProject, session: SessionDep, services: ServicesDep, body: TrainIn | None = None
 ) -> TrainOut:
     wanted = body or TrainIn()
-    fine_tuning, job = await service.start(
-        session, services.broker, project, method=wanted.method, given=wanted.hyperparams
+    fine_tuning, job, warnings = await service.start(
+        session, services.broker, services.library, project, method=wanted.method, given=wanted.hyperparams
     )
     return TrainOut(
         job_id=job.public_id,
         run_id=fine_tuning.public_id,
         status=job.state,
         message="Training job enqueued on gpu_queue",
+        warnings=warnings,
     )
+
+
+@router.post("/forecast", responses=error_responses(400, 404))
+async def forecast_training(
+    project: OwnedProject, session: SessionDep, services: ServicesDep, body: TrainIn | None = None
+) -> OutlookOut:
+    """How much memory the run would take, and how it would be cut to fit; nothing is started."""
+    wanted = body or TrainIn()
+    outlook = await service.foresee(session, services.library, project, method=wanted.method, given=wanted.hyperparams)
+    return outlook_out(outlook)
 
 
 @router.get("/status", responses=error_responses(404))
@@ -118,9 +137,10 @@ async def get_training_status(project: OwnedProject, session: SessionDep, reader
         status=service.job_state(fine_tuning, job),
         method=fine_tuning.method,
         progress_pct=round(fine_tuning.progress if hosted else job.progress_pct),
-        message=job.message,
+        message=jobs.message_of(job),
         current_metrics=MetricsOut(**{key: item for key, item in fine_tuning.metrics.items() if key not in hidden}),
         dataset=TrainedOnOut.model_validate(trained_on.as_dict()) if trained_on else None,
+        memory=memory_out(fine_tuning.memory),
         started_at=started,
         finished_at=finished,
         elapsed_seconds=round((ended - started).total_seconds()) if started else 0,
@@ -136,6 +156,14 @@ async def stream_training_logs(
 ) -> StreamingResponse:
     _, job = await service.latest_run(session, project)
     return event_stream(services, job, last_event_id)
+
+
+@router.get("/history", responses=error_responses(404))
+async def get_training_history(project: OwnedProject, session: SessionDep, services: ServicesDep) -> LossCurveOut:
+    """The latest run's losses, each step once, also of a run that was taken up by another worker."""
+    fine_tuning, _ = await service.latest_run(session, project)
+    points = await loss_curve.read(session, services.events, fine_tuning)
+    return LossCurveOut(points=[PointOut(**point) for point in points])
 
 
 @router.post("/cancel", responses=error_responses(404, 409))
