@@ -82,6 +82,10 @@ def upgrade() -> None:
     error_context = postgresql.JSONB(astext_type=sa.Text())
     op.add_column("fine_tunings", sa.Column("error_context", error_context, nullable=True))
     op.add_column("fine_tunings", sa.Column("system_prompt", sa.Text(), nullable=True))
+    op.execute(
+        "UPDATE fine_tunings SET error_code = jobs.error_code, error_context = jobs.error_context FROM jobs "
+        "WHERE jobs.id = fine_tunings.job_id AND jobs.error_message = fine_tunings.error_message"
+    )
     op.add_column("examples", sa.Column("rejected", sa.Text(), nullable=True))
     op.add_column("retired_examples", sa.Column("rejected", sa.Text(), nullable=True))
     op.execute(_keep_versions(f"{_HELD}, rejected", f"{_RETIRED}, rejected"))

@@ -244,19 +244,12 @@ async def test_why_it_failed_is_told_in_the_readers_language(
     path, french = f"/api/fine-tunings/{number}", {"Accept-Language": "fr"}
     error = ModelNotFound(model_id="a/b")
     async with db.transaction() as session:
-        run = await session.get_one(FineTuning, number)
-        run.status, run.error_message = "error", error.detail
-        assert run.job_id is not None
-        job = await session.get_one(Job, run.job_id)
-        job.state, job.error_code, job.error_message = "failed", error.code, error.detail
-        job.error_context = error.context
-    assert (await tenant.client.get(path)).json()["error_message"] == error.detail
+        fine_tunings.fail(await session.get_one(FineTuning, number), error)
+    shown = (await tenant.client.get(path)).json()
+    assert (shown["error_message"], shown["error_code"]) == (error.detail, error.code)
     told = (await tenant.client.get(path, headers=french)).json()
     assert told["error_message"].startswith("Le modèle « a/b » est introuvable")
     assert (await tenant.client.get("/api/fine-tunings", headers=french)).json() == [told]
-    async with db.transaction() as session:
-        (await session.get_one(FineTuning, number)).error_message = "What the provider said."
-    assert (await tenant.client.get(path, headers=french)).json()["error_message"] == "What the provider said."
 
 
 async def test_a_request_that_is_sent_again_starts_one_run(tenant: Tenant, ready: dict[str, Any]) -> None:
