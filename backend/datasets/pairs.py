@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, select, text
+from sqlalchemy import case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
@@ -34,6 +34,8 @@ _MOST_BREAKS = 8
 _BREAK = "\n\n"
 _ESTIMATE = ApproximateTokenCounter()
 
+# As `question_of` has it.
+QUESTION = case((Example.input == "", Example.instruction), else_=Example.instruction + _BREAK + Example.input)
 _KNOWN = """
 SELECT id, fingerprint FROM examples
 WHERE dataset_id = $1 AND fingerprint = ANY($2::text[]) AND is_valid AND split <> 'preview' AND history IS NULL
@@ -43,9 +45,12 @@ _COUNT = (
 )
 # Of a question that is on both sides, no evaluation tells anything: its next answer is trained on.
 _SIDES = """
-SELECT instruction, bool_or(split = 'train') FROM examples
-WHERE dataset_id = $1 AND instruction = ANY($2::text[]) AND is_valid AND split <> 'preview'
-GROUP BY instruction
+SELECT question, bool_or(split = 'train') FROM (
+  SELECT split, CASE WHEN input = '' THEN instruction ELSE instruction || $3 || input END AS question FROM examples
+  WHERE dataset_id = $1 AND is_valid AND split <> 'preview'
+) held
+WHERE lower(question) IN (SELECT lower(asked) FROM unnest($2::text[]) asked)
+GROUP BY question
 """
 # One statement for all: the triggers that count revisions run once for each.
 _INSERT = text("""
@@ -318,8 +323,7 @@ async def _sides(session: AsyncSession, dataset: Dataset, fresh: Sequence[_Ready
     """`train` or `eval` for each, the same for all with the same question."""
     project = await project_queries.get_by_id(session, dataset.project_id)
     held_out = 1 - split_share(project)
-    rows = await fetch(session, _SIDES, dataset.id, list({pair.question for pair in fresh}))
-    decided = {normalised(row[0]): "train" if row[1] else "eval" for row in rows}
+    decided = await sides_of(session, dataset.id, {pair.question for pair in fresh})
     count = int((await fetch(session, _COUNT, dataset.id, FEWEST_TO_HOLD_OUT))[0][0])
     sides = []
     for place, pair in enumerate(fresh, start=count):
@@ -329,6 +333,15 @@ async def _sides(session: AsyncSession, dataset: Dataset, fresh: Sequence[_Ready
             decided[question] = "eval" if is_held_out else "train"
         sides.append(decided[question])
     return sides
+
+
+async def sides_of(session: AsyncSession, dataset_id: int, questions: Collection[str]) -> dict[str, str]:
+    """`train` or `eval` of those that the dataset asks already, by the normalised question, however it is divided."""
+    found: dict[str, str] = {}
+    for question, is_trained_on in await fetch(session, _SIDES, dataset_id, list(questions), _BREAK):
+        known = normalised(question)
+        found[known] = "train" if is_trained_on or found.get(known) == "train" else "eval"
+    return found
 
 
 def _share(question: str) -> float:

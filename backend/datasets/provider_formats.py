@@ -41,7 +41,8 @@ class Broken:
 class TrainingFile:
     """Shapes examples as a provider's lines, and gathers which of its rules they break.
 
-    `is_training`: the least number of examples holds for a training file, not for one to validate with.
+    `is_training`: the least number of examples holds for a training file, not for one to validate with. There an answer
+    that was rated several times stands once: it would be paid for and learned again with each of its ratings.
     """
 
     def __init__(self, provider: ProviderName, model: str | None = None, *, is_training: bool = True) -> None:
@@ -53,13 +54,19 @@ class TrainingFile:
         self._is_training = is_training
         self._first: dict[str, tuple[int, str]] = {}
         self._counts: dict[str, int] = {}
+        self._rated: set[int] = set()
 
     def encode(self, rows: Sequence[Row]) -> bytes:
         """The rows as JSON lines; what is wrong with them is told by `broken` at the end."""
         lines = bytearray()
         for row in rows:
-            self.lines += 1
             messages = messages_of(row.instruction, row.input, row.output, row.history)
+            if self._is_training and row.rejected is not None:
+                known = hash(tuple((turn["role"], turn["content"]) for turn in messages))
+                if known in self._rated:
+                    continue
+                self._rated.add(known)
+            self.lines += 1
             for rule, what in _faults(messages, self._limits.roles, alternating=self.provider in _ALTERNATING):
                 self._first.setdefault(rule, (self.lines, what))
                 self._counts[rule] = self._counts.get(rule, 0) + 1

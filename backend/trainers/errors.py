@@ -11,6 +11,7 @@ DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
 EXPORT_DRIFTED = "EXPORT_DRIFTED"
 EXPORT_UNSUPPORTED = "EXPORT_UNSUPPORTED"
 INVALID_CONFIG = "INVALID_CONFIG"
+PROMPT_REFUSED = "PROMPT_REFUSED"
 RUN_FOLDER_BUSY = "RUN_FOLDER_BUSY"
 RUN_FOLDER_MISMATCH = "RUN_FOLDER_MISMATCH"
 TRAINING_DIVERGED = "TRAINING_DIVERGED"
@@ -52,9 +53,22 @@ def from_exception(error: BaseException) -> TrainerError:
         return TrainerError(OUT_OF_MEMORY, f"The machine ran out of memory. {_MEMORY_ADVICE}")
     if isinstance(error, OSError) and error.errno == 28:
         return TrainerError(TRAINING_FAILED, "The disk is full. Free some space, then start the run again: it resumes.")
+    # By name as well: a chat template raises it for a system message that it has no place for, or turns out of order.
+    if any(kind.__name__ == "TemplateError" for kind in type(error).__mro__):
+        return prompt_refused(error)
     first_line = text.strip().splitlines()[0][:300] if text.strip() else "no details"
     return TrainerError(
         TRAINING_FAILED, f"Stopped by {type(error).__name__}: {first_line}. The worker's log holds the full trace."
+    )
+
+
+def prompt_refused(error: BaseException) -> TrainerError:
+    """Of a chat template's own error: what it says of the messages, and what to do."""
+    reason = str(error).strip().rstrip(".") or type(error).__name__
+    return TrainerError(
+        PROMPT_REFUSED,
+        f"The model's chat template does not take these messages ({reason[:200]}). Let user and assistant take "
+        "turns, and put instructions into the first question instead of a system message.",
     )
 
 

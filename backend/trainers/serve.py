@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.trainers import process
 from backend.trainers.config import Device, parse_config
-from backend.trainers.errors import OUT_OF_MEMORY, TrainerError, from_exception
+from backend.trainers.errors import OUT_OF_MEMORY, TrainerError, from_exception, prompt_refused
 from backend.trainers.events import Events
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from backend.trainers.warm_models import ModelKey, WarmBase, WarmModels
 
 PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
-PROMPT_REFUSED = "PROMPT_REFUSED"
 # Tokens that a batch makes before another one has its turn: a switch of adapters costs about a fifth of a token.
 _TURN_TOKENS = 4
 
@@ -234,12 +233,7 @@ def _prepare(question: Question, base: WarmBase, asked_at: float) -> Answer:
     try:
         prompt = prompt_ids(base.tokenizer, question.messages)
     except TemplateError as error:
-        reason = str(error).strip().rstrip(".") or type(error).__name__
-        raise TrainerError(
-            PROMPT_REFUSED,
-            f"The model's chat template does not take these messages ({reason[:200]}). Let user and assistant take "
-            "turns, and put instructions into the first question instead of a system message.",
-        ) from error
+        raise prompt_refused(error) from error
     room = base.context - len(prompt) if base.context is not None else question.max_tokens
     if room < 1:
         raise TrainerError(

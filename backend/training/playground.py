@@ -21,7 +21,7 @@ from backend.kit.broker import Broker
 from backend.kit.db import Database
 from backend.projects.models import Project
 from backend.training import local
-from backend.training.errors import AnswerFailed, NoAnswerInTime
+from backend.training.errors import AnswerFailed, NoAnswerInTime, PromptRefused
 from backend.training.fine_tunings import LOCAL
 from backend.training.local import Bench
 from backend.training.models import FineTuning
@@ -36,7 +36,7 @@ async def answer(
 ) -> AsyncGenerator[Part, None]:
     """The whole answer in one piece, the likeliest one whatever the temperature.
 
-    Raises JobAlreadyRunning (a project asks one question at a time), NoAnswerInTime, AnswerFailed.
+    Raises JobAlreadyRunning (a project asks one question at a time), NoAnswerInTime, PromptRefused, AnswerFailed.
     """
     async with db.transaction() as session:
         job = await enqueue(session, broker, run, question)
@@ -66,7 +66,10 @@ async def enqueue(session: AsyncSession, broker: Broker, fine_tuning: FineTuning
 
 
 async def wait_for_answer(db: Database, events: EventLog, job_id: UUID, *, seconds: float) -> str:
-    """The answer of a question's job. One that takes longer is cancelled. Raises NoAnswerInTime, AnswerFailed."""
+    """The answer of a question's job. One that takes longer is cancelled.
+
+    Raises NoAnswerInTime, PromptRefused, AnswerFailed.
+    """
     deadline = time.monotonic() + seconds
     while True:
         async with db.transaction() as session:
@@ -83,6 +86,8 @@ async def wait_for_answer(db: Database, events: EventLog, job_id: UUID, *, secon
                 continue
             raise NoAnswerInTime(seconds=seconds)
         await asyncio.sleep(_CHECK_SECONDS)
+    if job.error_code == PromptRefused.code:
+        raise PromptRefused(job.error_message)
     if job.state != JobState.SUCCESS or job.result is None:
         raise AnswerFailed(reason=job.error_message or "it was cancelled.", error_code=job.error_code)
     return str(job.result["response"])

@@ -28,7 +28,11 @@ _README = """All that this service keeps about you.
 rows/TABLE.jsonl  one line of JSON for each row; passwords, tokens and keys are left out
 files.jsonl       one line for each stored file: name in this archive, bytes, time of writing
 files/...         the stored files themselves: uploads, texts, trained models, exports
+
+The checkpoints of a training that is running are left out. Its model is in the archive once it has ended.
 """
+# What a training goes on from when its worker is lost: many times its model, and gone with its end.
+_CHECKPOINTS = "/checkpoints/"
 
 
 def owned_tables(metadata: MetaData, user_id: int) -> "Iterator[tuple[Table, ColumnElement[bool]]]":
@@ -55,6 +59,8 @@ async def stream_archive(db: Database, storage: Storage, user_id: int, folders: 
         listed: list[bytes] = []
         for folder in folders:
             for blob in await storage.list_under(folder):
+                if _CHECKPOINTS in blob.key:
+                    continue
                 size = 0
                 try:
                     parts = await storage.stream(blob.key)

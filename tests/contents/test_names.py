@@ -1,12 +1,14 @@
 """File names made safe."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.contents.names import MAX_NAME_LENGTH, safe_filename
+from tests.conftest import Tenant, stored_keys
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,13 @@ def test_every_name_is_safe_and_stable(name: str) -> None:
     assert ".." not in safe
     assert len(safe) <= MAX_NAME_LENGTH
     assert safe_filename(safe) == safe
+
+
+@pytest.mark.parametrize("name", ["report#1", "report.txt#12", "#3", "%23", "a?b=c&d.txt"])
+async def test_a_file_of_any_name_is_stored(name: str, tenant: Tenant, app: Any) -> None:
+    """A folder refuses keys that end in `#` and digits, and a URL would end at a `#` or `?`."""
+    project = await tenant.make_project()
+    answer = await tenant.upload(project, name, b"The lamp has three feet and one shade.\n" * 20)
+    assert answer.status_code == 201, answer.text
+    stored = answer.json()["files"][0]["filename"]
+    assert f"/{stored}" in "".join(await stored_keys(app, f"projects/{project}"))

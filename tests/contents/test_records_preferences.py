@@ -30,6 +30,11 @@ RATED = Row(1, "What is a ferrule?", "", "A metal ring.", None, "A fruit.")
         ({"instruction": "Q", "output": "A", "rejected": " "}, Row(1, "Q", "", "A")),
         ({"instruction": "Q", "output": "A", "rejected": None}, Row(1, "Q", "", "A")),
         ({"question": "Q", "answer": "A", "chosen": True, "rejected": False}, Row(1, "Q", "", "A")),
+        # As a table has them; where the answers are such words themselves, they are answers.
+        ({"question": "Q", "answer": "A", "chosen": "True", "rejected": "False"}, Row(1, "Q", "", "A")),
+        ({"question": "Q", "answer": "A", "rejected": "false"}, Row(1, "Q", "", "A")),
+        ({"question": "Q", "answer": "True", "rejected": "False"}, Row(1, "Q", "", "True", rejected="False")),
+        ({"question": "Q", "chosen": "True", "rejected": "False"}, Row(1, "Q", "", "True", rejected="False")),
         ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, RATED),
         ({"prompt": "What is a ferrule?", "chosen": [USER, GOOD], "rejected": [USER, BAD], "messages": [BAD]}, RATED),
         ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, RATED),

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from backend.datasets.models import Dataset
 from backend.jobs.models import Job
@@ -302,6 +302,25 @@ async def test_a_local_model_answers_by_a_worker(trained: tuple[Tenant, int], db
     answer = await asked
     assert answer.status_code == 200, answer.text
     assert isinstance(answer.json()["response"], str)
+
+
+async def test_a_template_that_refuses_a_system_prompt_is_the_same_error_by_a_worker(
+    trained: tuple[Tenant, int], db: Database
+) -> None:
+    tenant, number = trained
+    body = {"prompt": "How bright?", "system_prompt": "Be brief."}
+    asked = asyncio.create_task(tenant.client.post(f"/api/fine-tunings/{number}/test", json=body))
+    refused = None
+    while refused is None:
+        await asyncio.sleep(0.1)
+        failing = update(Job).where(Job.kind == "playground", Job.state == "queued").returning(Job.id)
+        # As the trainer tells it: tests/trainers/test_examples.py.
+        told = {"error_code": "PROMPT_REFUSED", "error_message": "It takes no system message."}
+        async with db.transaction() as session:
+            refused = await session.scalar(failing.values(state="failed", finished_at=func.now(), **told))
+    answer = await asked
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "PROMPT_REFUSED")
+    assert answer.json()["detail"] == "It takes no system message."
 
 
 async def test_a_local_model_without_a_worker_says_so_in_time(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from backend.datasets import exporting, stats, versions
 from backend.datasets.models import Dataset, DatasetVersion, Example, RetiredExample
@@ -157,6 +157,63 @@ async def test_a_rating(planted: Planted, tenant: Tenant, db: Database, make_ten
     async with db.transaction() as session:
         found = await stats.of(session, await session.get_one(Dataset, planted.dataset_id))
     assert found.preferences == 6
+
+
+async def test_the_last_word_counts_whatever_else_the_dataset_says(
+    planted: Planted, tenant: Tenant, db: Database
+) -> None:
+    async def rate(preferred: str, rejected: str) -> int:
+        body = {"prompt": "Question 0?", "preferred": preferred, "rejected": rejected}
+        return (await tenant.client.post(f"{planted.path}/preferences", json=body)).status_code
+
+    # The dataset's own answer is known without a rating: that must not keep the contrary alive.
+    assert [await rate("Better.", "Answer 0."), await rate("Answer 0.", "Better.")] == [201, 201]
+    # Answers that differ in case alone have one fingerprint, whichever is preferred.
+    assert [await rate("Paris", "paris"), await rate("paris", "Paris"), await rate("paris", "Paris")] == [201, 201, 200]
+    rows = [row for row in await rows_of(db, planted) if row.instruction == "Question 0?"]
+    assert [(row.output, row.rejected, row.is_valid) for row in rows] == [
+        ("Answer 0.", None, True),
+        ("Answer 0.", "Better.", True),
+        ("paris", "Paris", True),
+    ]
+
+
+async def test_a_held_out_question_stays_held_out_however_it_is_divided(tenant: Tenant, db: Database) -> None:
+    planted = await plant(db, tenant, [{"split": "eval", "instruction": "Sum it up.", "input": "A text."}, {}])
+    question = "sum it up.\n\nA text."
+    rated = {"prompt": question, "preferred": "Better.", "rejected": "Answer 0."}
+    assert (await tenant.client.post(f"{planted.path}/preferences", json=rated)).status_code == 201
+    pairs = f"/api/datasets/{planted.dataset_id}/pairs"
+    assert (await tenant.client.post(pairs, json={"question": question, "answer": "Third."})).status_code == 201
+    assert [row.split for row in await rows_of(db, planted)] == ["eval", "train", "eval", "eval"]
+
+
+async def test_a_dataset_of_a_launch_whose_examples_have_a_system_prompt(tenant: Tenant, db: Database) -> None:
+    planted = await plant(db, tenant, [{}, {}])
+    system = {"role": "system", "content": "You know lamps."}
+    async with db.transaction() as session:
+        # As a launch does it: what makes an example a duplicate is known by then.
+        await session.execute(update(Example).values(history=[system]))
+
+    async def rate(number: int, *turns: dict[str, str]) -> int:
+        asked = [*turns, {"role": "user", "content": f"Question {number}?"}]
+        body = {"messages": asked, "preferred": f"Answer {number}.", "rejected": "Worse."}
+        return (await tenant.client.post(f"{planted.path}/preferences", json=body)).status_code
+
+    # With the prompt that a test of the model has by default, and without: the example is the same.
+    assert [await rate(0), await rate(0), await rate(0, system)] == [201, 200, 200]
+    assert [await rate(1, system), await rate(1, system), await rate(1)] == [201, 200, 200]
+    assert [row.rejected for row in await rows_of(db, planted)] == ["Worse.", "Worse."]
+    # Another prompt makes another conversation.
+    assert await rate(1, {**system, "content": "Be brief."}) == 201
+    assert len(await rows_of(db, planted)) == 3
+
+
+async def test_an_empty_turn_is_refused(planted: Planted, tenant: Tenant) -> None:
+    turns = [{"role": "system", "content": " \n"}, {"role": "user", "content": "Why?"}]
+    body = {"messages": turns, "preferred": "a", "rejected": "b"}
+    answer = await tenant.client.post(f"{planted.path}/preferences", json=body)
+    assert (answer.status_code, answer.json()["error_code"]) == (422, "VALIDATION_ERROR")
 
 
 async def test_a_project_without_a_dataset(tenant: Tenant) -> None:

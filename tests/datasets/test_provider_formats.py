@@ -45,6 +45,13 @@ def test_messages(provider: ProviderName) -> None:
     assert [turn["role"] for turn in made[1]["messages"]] == ["system", "user", "assistant", "user", "assistant"]
 
 
+def test_an_answer_that_was_rated_several_times_is_trained_on_once() -> None:
+    ratings = [row(1)._replace(rejected="Worse."), row(1)._replace(rejected="Bad."), row(2)._replace(rejected="Bad.")]
+    shaped = TrainingFile("openai")
+    assert len(lines(shaped, *ratings[:1])) + len(lines(shaped, *ratings[1:])) == shaped.lines == 2
+    assert len(lines(TrainingFile("openai", is_training=False), *ratings)) == 3
+
+
 def test_bedrock_as_its_schema_says() -> None:
     made = lines(TrainingFile("bedrock"), row(1), row(2, history=[SYSTEM, *TURNS]))
     assert made[0] == {

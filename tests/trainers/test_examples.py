@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backend.trainers.errors import TrainerError
+from backend.trainers.errors import TrainerError, from_exception
 from tests.trainers.tiny import EVAL_ROWS, write_lines
 
 
@@ -34,6 +35,20 @@ def test_only_the_answer_is_learned(tokenizer: Any) -> None:
     assert tokenizer.decode(learned) == "The lid is red.<|im_end|>"
     assert tokenizer.decode(example.input_ids).endswith("assistant\nThe lid is red.<|im_end|>")
     assert "An earlier answer." in tokenizer.decode(example.input_ids)
+
+
+def test_a_template_that_takes_no_system_message_is_told_by_name(tokenizer: Any) -> None:
+    from jinja2 import TemplateError
+
+    from backend.trainers.examples import encode
+
+    strict = copy.copy(tokenizer)
+    strict.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}."
+    with pytest.raises(TemplateError) as raised:
+        encode(strict, [{"role": "system", "content": "Be brief."}, *EVAL_ROWS[0]["messages"]])
+    told = from_exception(raised.value)
+    assert told.code == "PROMPT_REFUSED"
+    assert "No system role" in str(told)
 
 
 def test_a_template_without_an_end_token_gets_one(tokenizer: Any) -> None:

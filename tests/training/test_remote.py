@@ -55,6 +55,9 @@ async def test_a_failure_reaches_the_row_in_the_words_of_the_provider(hosted: Ho
     french = (await hosted.tenant.client.get(path, headers={"Accept-Language": "fr"})).json()
     assert french["error_message"].startswith("Le fine-tuning a échoué chez")
     assert "Line 3 is empty, says [key]" in french["error_message"]
+    status = f"/projects/{hosted.project}/train/status"
+    shown = (await hosted.tenant.client.get(status, headers={"Accept-Language": "fr"})).json()
+    assert shown["error_message"] == french["error_message"]
 
 
 async def test_a_cancel_reaches_the_provider_and_keeps_its_reason(hosted: Hosted) -> None:

@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 from zipfile import ZipFile
 
 import httpx
@@ -105,6 +106,17 @@ async def test_the_files_are_in_it(tenant: Tenant, app: Any) -> None:
     (content,) = rows_of(archive, "contents")
     assert archive.read(f"files/{content['file_key']}") == text.encode()
     assert b"three feet" in archive.read(f"files/{content['text_key']}")
+
+
+async def test_the_checkpoints_of_a_running_training_are_left_out(tenant: Tenant, app: Any) -> None:
+    project = await tenant.make_project()
+    prefix = f"projects/{project}/runs/{uuid4()}/1"
+    for name in ("checkpoints/20/checkpoint-20/optimizer.safetensors", "adapter_model.safetensors"):
+        await app.state.services.storage.put_bytes(f"{prefix}/{name}", b"x" * 100)
+    archive = await archive_of(tenant)
+    files = [name for name in archive.namelist() if name.startswith("files/")]
+    assert files == [f"files/{prefix}/adapter_model.safetensors"]
+    assert [json.loads(line)["name"] for line in archive.read("files.jsonl").splitlines()] == files
 
 
 async def test_an_empty_account_has_an_archive_too(tenant: Tenant) -> None:

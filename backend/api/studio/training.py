@@ -126,6 +126,7 @@ async def get_training_status(project: OwnedProject, session: SessionDep, reader
     fine_tuning, job = await service.latest_run(session, project)
     hosted = fine_tuning.provider != LOCAL
     # The job of a run at a provider only hands it over; what is shown is the run's own.
+    failed = fine_tuning if hosted else job
     started = fine_tuning.started_at if hosted else job.started_at
     finished = fine_tuning.completed_at if hosted else job.finished_at
     ended = finished or datetime.now(UTC)
@@ -144,9 +145,7 @@ async def get_training_status(project: OwnedProject, session: SessionDep, reader
         started_at=started,
         finished_at=finished,
         elapsed_seconds=round((ended - started).total_seconds()) if started else 0,
-        error_message=fine_tuning.error_message
-        if hosted
-        else told(reader, job.error_code, job.error_message, job.error_context),
+        error_message=told(reader, failed.error_code, failed.error_message, failed.error_context),
     )
 
 

@@ -46,6 +46,7 @@ _KNOWN = frozenset(name for shape in _SHAPES for name in (*shape.asked, *shape.g
     *CHAT_COLUMNS,
     *PREFERENCE_COLUMNS,
 }
+_ANSWERED = tuple(name for shape in _SHAPES for name in shape.answered)
 _ANSWERS = frozenset({"answer", "answers", "reponse", "reponses"})
 _TOOLS = ("tools", "functions", "tool_calls", "function_call")
 _SHOWN_COLUMNS = 8
@@ -57,7 +58,7 @@ def map_row(line: int, fields: Mapping[str, Any]) -> tuple[str, Row]:
     for name in _TOOLS:
         if columns.get(name):
             raise RowRefused("unsupported_content", f"'{name}': conversations that call tools cannot be trained on.")
-    if preferences.is_preference(columns):
+    if preferences.is_preference(columns, _ANSWERED):
         return preferences.SHAPE, preferences.read(line, columns, lambda: _question(columns))
     shape, row = _plain(line, columns)
     rated = preferences.with_rejected(row, columns)

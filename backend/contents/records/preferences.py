@@ -1,6 +1,6 @@
 """Rows with a preferred and a rejected answer: the forms of TRL, LLaMA-Factory and OpenAI, and our own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,14 +24,16 @@ class Question(NamedTuple):
     history: list[Turn] | None
 
 
-def is_preference(columns: Mapping[str, Any]) -> bool:
-    """Whether the row has a column for either answer. Marks such as true and false are no answers."""
+def is_preference(columns: Mapping[str, Any], answers: Iterable[str]) -> bool:
+    """Whether the row has a column for either answer. Marks such as true and false are no answers.
+
+    `answers`: what a plain row may call its answer.
+    """
     preferred, rejected = _name(columns, PREFERRED), _name(columns, REJECTED)
-    return (
-        preferred is not None
-        and rejected is not None
-        and not any(isinstance(columns[name], bool) for name in (preferred, rejected))
-    )
+    if preferred is None or rejected is None:
+        return False
+    own = next((columns[name] for name in answers if columns.get(name)), None)
+    return not any(_is_mark(columns[name], own) for name in (preferred, rejected))
 
 
 def read(line: int, columns: Mapping[str, Any], ask: Callable[[], Question | None]) -> Row:
@@ -73,10 +75,21 @@ def with_rejected(row: Row, columns: Mapping[str, Any]) -> Row:
     name = _name(columns, REJECTED)
     if name is None or not isinstance(columns[name], _ANSWER_TYPES) or not columns[name]:
         return row
-    if isinstance(columns[name], str) and not columns[name].strip():
+    if isinstance(columns[name], str) and (not columns[name].strip() or _is_mark(columns[name], row.output)):
         return row
     asked = {"role": "user", "content": row.instruction}
     return _checked(replace(row, rejected=_ending(name, [asked], _items(name, columns[name]))[-1]["content"]))
+
+
+def _is_mark(value: Any, answer: Any) -> bool:
+    """Whether it says that the row's own answer was taken or not. A table has no truth values, only their words."""
+    if not isinstance(value, str) or answer is None:
+        return isinstance(value, bool)
+    return _is_truth(value) and not _is_truth(answer)
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in ("true", "false")
 
 
 def _name(columns: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
