@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from celery import current_app, current_task
 from sqlalchemy.exc import DBAPIError
 
-from backend.jobs import queue, turns
+from backend.jobs import queries, queue, turns
 from backend.jobs.errors import LeaseLost
 from backend.jobs.models import Job
 from backend.jobs.queue import Claim
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 Work = Callable[[JobRun, Runtime], Awaitable[dict[str, Any]]]
 
 PERSIST_SECONDS = 30.0
+# Until the wrong worker is asked again, while the right one may be busy.
+_ELSEWHERE_SECONDS = 30.0
 _is_chosen: ContextVar[bool] = ContextVar("is_chosen", default=False)
 _UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 # SQLSTATE: connection lost, too many connections, shutdown, crash, starting up, ended for idling in a transaction.
@@ -125,15 +127,15 @@ async def _failed(current: Runtime, claim: Claim, error: BaseException) -> Job |
         raise error
     domain = error if isinstance(error, DomainError) else None
     # The database or a peer went away in the middle: another attempt finds what was committed.
-    if (domain.retryable if domain else _lost_connection(error)) and claim.attempts < claim.max_attempts:
-        delay = queue.retry_delay_seconds(claim.attempts)
-        log.warning("job is tried again in %.0f s: %s", delay, error)
+    if domain.retryable if domain else _lost_connection(error):
         reason = domain.detail if domain is not None else "A server that the job needs is away."
-        message = f"Attempt {claim.attempts} of {claim.max_attempts} failed; the next one is in {delay:.0f} s. {reason}"
-        ended = await _put_back(current, claim, delay_seconds=delay, counts=True, message=message)
-        if ended is None:
-            await current.events.publish(claim.public_id, "log", {"message": message})
-        return ended
+        if domain is not None and not domain.costs_attempt:
+            return await _try_later(current, claim, _ELSEWHERE_SECONDS, reason, counts=False)
+        attempts = await _attempts(current, claim)
+        if attempts < claim.max_attempts:
+            delay = queue.retry_delay_seconds(attempts)
+            reason = f"Attempt {attempts} of {claim.max_attempts} failed; the next one is in {delay:.0f} s. {reason}"
+            return await _try_later(current, claim, delay, reason, counts=True)
     if domain is not None:
         return await _finish(
             current,
@@ -151,6 +153,22 @@ async def _failed(current: Runtime, claim: Claim, error: BaseException) -> Job |
         error_code="INTERNAL_ERROR",
         error_message=f"The job failed by an error of the service. The log has the details under {claim.public_id}.",
     )
+
+
+async def _try_later(current: Runtime, claim: Claim, delay: float, message: str, *, counts: bool) -> Job | None:
+    log.warning("job is tried again in %.0f s: %s", delay, message)
+    ended = await _put_back(current, claim, delay_seconds=delay, counts=counts, message=message)
+    if ended is None:
+        await current.events.publish(claim.public_id, "log", {"message": message})
+    return ended
+
+
+async def _attempts(current: Runtime, claim: Claim) -> int:
+    async def read() -> int:
+        async with current.db.transaction() as session:
+            return await queries.count_attempts(session, claim.id)
+
+    return await _persist(read)
 
 
 async def _finish(current: Runtime, claim: Claim, state: JobState, **values: Any) -> Job:

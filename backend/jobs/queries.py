@@ -19,6 +19,11 @@ async def get_job(session: AsyncSession, owner: Owner, public_id: UUID) -> Job:
     return job
 
 
+async def count_attempts(session: AsyncSession, job_id: int) -> int:
+    """The attempts that count by now: a run that got on has earned earlier ones back."""
+    return int(await session.scalar(select(Job.attempts).where(Job.id == job_id)) or 0)
+
+
 async def list_by_id(session: AsyncSession, ids: Collection[int]) -> Sequence[Job]:
     """Those of rows that the caller was already found to own."""
     return (await session.scalars(select(Job).where(Job.id.in_(ids)))).all() if ids else []

@@ -16,6 +16,8 @@ class DomainError(Exception):
     advice: ClassVar[str] = ""
     # A job that fails with it is tried again later.
     retryable: ClassVar[bool] = False
+    # Whether that is one of the job's attempts. False for what says nothing of the job, such as the wrong worker.
+    costs_attempt: ClassVar[bool] = True
     # The transaction that it ends is committed all the same.
     keeps_changes: ClassVar[bool] = False
 

@@ -73,7 +73,7 @@ def preferences(
 ) -> DPOConfig:
     """For PreferenceTrainer. A batch of pairs holds two conversations of each."""
     params = config.hyperparams
-    batch_size = parts.batch_size(params.per_device_batch_size)
+    batch_size = parts.batch_size(params.per_device_batch_size, params.gradient_accumulation_steps)
     accumulation = parts.accumulation(params.per_device_batch_size, params.gradient_accumulation_steps)
     steps = math.ceil(math.ceil(examples / batch_size) / accumulation)
     return DPOConfig(

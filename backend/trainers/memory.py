@@ -28,13 +28,14 @@ class Parts:
     halvings: int = 0
     tokens: int | None = None
 
-    def batch_size(self, asked: int) -> int:
-        """Examples of a padded batch."""
-        return max(1, asked >> self.halvings)
+    def batch_size(self, asked: int, accumulation: int = 1) -> int:
+        """Examples of a padded batch, of which a step of `asked` times `accumulation` examples has a whole number."""
+        most = max(1, asked >> self.halvings)
+        return next(size for size in range(most, 0, -1) if asked * accumulation % size == 0)
 
     def accumulation(self, batch_size: int, asked: int) -> int:
-        """Batches an optimizer step, such that a step keeps its examples as nearly as whole batches allow."""
-        return max(1, round(batch_size * asked / self.batch_size(batch_size)))
+        """Batches an optimizer step, such that a step keeps its examples."""
+        return batch_size * asked // self.batch_size(batch_size, asked)
 
     @property
     def recomputes(self) -> bool:

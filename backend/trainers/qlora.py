@@ -93,7 +93,7 @@ def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellat
         if resumed_from is not None:
             events.emit("resumed", step=checkpoints.step_of(resumed_from))
         with cancellation.deferred():
-            output = trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)  # type: ignore[attr-defined]
+            mean_loss = trainer.train_on(resumed_from)
         if any(ranks.any_of(cancellation.requested)):
             events.emit("cancelled", step=trainer.state.global_step)
             raise Cancelled
@@ -101,7 +101,7 @@ def attempt(config: TrainConfig, events: Events, cancellation: process.Cancellat
         tuned_loss = choose_weights(trainer, config, events, base_loss)
         events.stage("saving")
         metrics = {
-            **losses(trainer, output.training_loss, base_loss, tuned_loss),
+            **losses(trainer, mean_loss, base_loss, tuned_loss),
             **prepared.figures(),
             **effort(trainer, parts),
             "duration_seconds": round(time.monotonic() - started, 3),
@@ -128,10 +128,9 @@ def goes_on(config: TrainConfig, smaller: Parts) -> str:
     # Of several processes the first may just be writing one: nothing is tidied up here.
     found = config.run_dir.glob(f"{checkpoints.PREFIX}*")
     newest = max((checkpoints.step_of(folder) for folder in found if checkpoints.is_whole(folder)), default=0)
-    size = smaller.batch_size(config.hyperparams.per_device_batch_size)
-    accumulation = smaller.accumulation(
-        config.hyperparams.per_device_batch_size, config.hyperparams.gradient_accumulation_steps
-    )
+    params = config.hyperparams
+    size = smaller.batch_size(params.per_device_batch_size, params.gradient_accumulation_steps)
+    accumulation = smaller.accumulation(params.per_device_batch_size, params.gradient_accumulation_steps)
     return (
         f"Out of memory: the run goes on from step {newest} with "
         f"per_device_batch_size {size} and gradient_accumulation_steps {accumulation}, at most {smaller.tokens} tokens "

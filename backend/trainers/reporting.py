@@ -16,6 +16,14 @@ from backend.trainers.errors import TRAINING_DIVERGED, TrainerError
 LOWER = "Lower learning_rate (a tenth is a good first try), or raise warmup_ratio, and start again."
 # A loss that stays this much above that of the beginning is no noise: nats a token, and a share of it.
 _LEAST_ABOVE, _SHARE_ABOVE = 0.5, 0.5
+# The mean loss of so many examples is near that of all.
+_ENOUGH_EXAMPLES = 8
+# In nats a token: more than two examples' losses usually are apart.
+_EXAMPLES_DIFFER = 3.0
+
+
+class EndedBefore(Exception):
+    """The checkpoint that a run went on from is that of its early stop: there is nothing left to train."""
 
 
 class LossWatch:
@@ -27,16 +35,25 @@ class LossWatch:
     that are half as much again above the beginning are one, too.
 
     `base_loss`: that of the base model, where it is known; the loss of the first report is of one batch alone.
+    `step_size`: examples of a report. Where they are few, the first one may be easy: then a loss is compared with more
+    reports, or must be above the beginning by more than examples differ.
     """
 
     def __init__(
-        self, factor: float = 3.0, patience: int = 5, window: int = 20, base_loss: float | None = None
+        self,
+        factor: float = 3.0,
+        patience: int = 5,
+        window: int = 20,
+        base_loss: float | None = None,
+        step_size: int = _ENOUGH_EXAMPLES,
     ) -> None:
         self._factor = factor
         self._patience = patience
         self._sound: deque[float] = deque(maxlen=window)
         self._first: float | None = None
         self._base_loss = base_loss
+        self._doubt = 0.0 if base_loss is not None or step_size >= _ENOUGH_EXAMPLES else _EXAMPLES_DIFFER
+        self._least_sound = 1 if step_size >= _ENOUGH_EXAMPLES else patience
         self._in_a_row = 0
         self._above_beginning = 0
 
@@ -45,9 +62,11 @@ class LossWatch:
             return True
         if self._first is None:
             self._first = loss
-        if self._stays_above(max(self._first, self._base_loss or 0.0), loss):
+        beginning = max(self._first, self._base_loss or 0.0)
+        if self._stays_above(beginning + self._doubt, loss):
             return True
-        if self._sound and loss > max(self._factor * statistics.median(self._sound), self._first):
+        enough = len(self._sound) >= self._least_sound or (self._sound and loss > beginning + _EXAMPLES_DIFFER)
+        if enough and loss > max(self._factor * statistics.median(self._sound), beginning):
             self._in_a_row += 1
             return self._in_a_row >= self._patience
         self._in_a_row = 0
@@ -74,13 +93,16 @@ class Reporter(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tokens_before = state.num_input_tokens_seen
         self._last_save = time.monotonic()
-        self._watch = LossWatch(base_loss=self._trainer.base_loss)
+        step_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self._watch = LossWatch(base_loss=self._trainer.base_loss, step_size=step_size)
         for entry in state.log_history:
             if "loss" in entry:
                 self._watch.diverged(entry["loss"])
         self._trainer.events.progress(state.global_step, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.out_of_patience:
+            raise EndedBefore
         self._step_started = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -17,7 +17,7 @@ from backend.trainers.errors import TRAINING_DIVERGED, TrainerError
 from backend.trainers.events import Events
 from backend.trainers.loading import Target
 from backend.trainers.process import Cancellation
-from backend.trainers.reporting import LOWER, Reporter
+from backend.trainers.reporting import LOWER, EndedBefore, Reporter
 
 CHECKPOINTS_KEPT = 2
 _STATE = "state"
@@ -77,6 +77,23 @@ class ResumableTrainer:
         """exp(loss), where the loss is a mean over tokens."""
         raise NotImplementedError
 
+    def train_on(self, checkpoint: Path | None) -> float:
+        """Train to the end, from `checkpoint` if there is one; returns the mean loss of the steps made here.
+
+        A run that had stopped early, and was killed before it delivered, makes no step more.
+        """
+        try:
+            output = self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)  # type: ignore[attr-defined]
+        except EndedBefore:
+            self.stopped = "early"
+            return 0.0
+        return float(output.training_loss)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether so many evaluations were no better that the run ends."""
+        return bool(self.patience) and self.evaluations_since_lowest >= self.patience
+
     @property
     def sharded(self) -> bool:
         """Whether each process holds only a part of the model."""
@@ -119,7 +136,7 @@ class ResumableTrainer:
             return
         self.evaluations_since_lowest += 1
         step = self.state.global_step
-        if not self.patience or self.evaluations_since_lowest < self.patience or step >= self.state.max_steps:
+        if not self.out_of_patience or step >= self.state.max_steps:
             return
         self.stopped = "early"
         self.control.should_save = self.control.should_training_stop = True

@@ -1,8 +1,8 @@
 """Whether a local run fits on a worker: said before it is accepted, and settled by the worker that takes it."""
 
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.kit.errors import DomainError
 from backend.providers.base_models import ModelLibrary
 from backend.providers.model_facts import ModelFacts
-from backend.training import data_sizes, fitting, forecasting, queries
+from backend.training import data_sizes, fitting, forecasting, hardware, queries
 from backend.training.errors import DoesNotFit, WorkerTooSmall
 from backend.training.fitting import Alternatives, Cut
 from backend.training.forecasting import Forecast, Machine, Work
@@ -18,6 +18,8 @@ from backend.training.models import FineTuning
 from backend.training.sizing import Method
 
 NO_WORKER = "No worker has reported its memory yet, so nothing can be said of whether the run fits."
+# A worker does not report while it trains. One that has been silent for longer may be gone, and is not waited for.
+_WAITED_FOR = timedelta(hours=12)
 NO_SHAPE = "The shape of the base model is not known here, so its memory cannot be forecast."
 
 
@@ -80,12 +82,13 @@ async def settle(session: AsyncSession, library: ModelLibrary, run: FineTuning, 
     work = Work.of(cast(Method, run.method), run.hyperparameters, data)
     facts = await _recall(library, run.model)
     rows = await queries.hardware_reports(session)
-    own = [row.report for row in rows if row.worker == socket.gethostname()]
+    own = [row.report for row in rows if row.worker == hardware.worker_name()]
     mine = Machine.of(own[0]) if own else None
     here = _judge(facts, work, [mine] if mine is not None else [])
     if here.refusal is None:
         return here
-    others = [machine for row in rows if (machine := Machine.of(row.report)) is not None and row.report not in own]
+    alive = [row.report for row in rows if row.reported_at > datetime.now(UTC) - _WAITED_FOR and row.report not in own]
+    others = [machine for report in alive if (machine := Machine.of(report)) is not None]
     if _judge(facts, work, others).fits:
         raise WorkerTooSmall(needed_gb=here.refusal.context["needed_gb"], usable_gb=here.refusal.context["usable_gb"])
     raise here.refusal

@@ -78,25 +78,37 @@ def prefix_of(project: Project, fine_tuning: FineTuning, fence: int) -> str:
 async def name(run: JobRun, fine_tuning: FineTuning, step: int, files: Sequence[Artifact]) -> list[str]:
     """Makes a checkpoint, whose files are all in storage, the run's newest; returns the keys that nothing names now.
 
-    An attempt that got so far has earned its successors: what was tried before it no longer counts. Raises LeaseLost.
+    An attempt that got further than those before has earned its successors: these no longer count. Raises LeaseLost.
     """
     async with run.writing() as session:
-        earlier = [item for item in await _find(session, fine_tuning.id) if item.step < step][: KEPT - 1]
+        stored = await _find(session, fine_tuning.id)
+        earlier = [item for item in stored if item.step < step][: KEPT - 1]
         kept = {file.id for item in earlier for file in item.files}
         rows = await queries.list_artifacts(session, fine_tuning.id, ROLE)
         gone = [row for row in rows if row.id not in kept]
         await session.execute(delete(Artifact).where(Artifact.id.in_([row.id for row in gone])))
         session.add_all(files)
-        await session.execute(update(Job).where(Job.id == run.claim.id).values(attempts=1))
+        if not stored or stored[0].step < step:
+            await session.execute(update(Job).where(Job.id == run.claim.id).values(attempts=1))
     named = {file.file_key for file in files}
     return [row.file_key for row in gone if row.file_key not in named]
+
+
+async def newest_named(run: JobRun, fine_tuning: FineTuning) -> int:
+    """The step of the newest checkpoint in storage, -1 without any."""
+    async with run.reading() as session:
+        stored = await _find(session, fine_tuning.id)
+    return stored[0].step if stored else -1
 
 
 async def bring_newest(run: JobRun, storage: Storage, fine_tuning: FineTuning, out: Path) -> None:
     """Puts the stored checkpoint into `out`, the trainer's folder, unless a whole one there is as new.
 
+    A trainer that was through to its end has none left there, and needs none.
     Damaged ones are forgotten, and the run's log says so. Raises StorageUnavailable, LeaseLost.
     """
+    if (out / "metrics.json").is_file():
+        return
     async with run.reading() as session:
         stored = await _find(session, fine_tuning.id)
     for item in stored:

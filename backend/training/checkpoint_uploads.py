@@ -64,6 +64,8 @@ class CheckpointUploads:
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(shutil.rmtree, self._aside, True)
+        # An attempt that ends before its first checkpoint has the one that it began from, which is stored already.
+        self._newest = await checkpoint_store.newest_named(self._run, self._fine_tuning)
         return self
 
     async def __aexit__(
@@ -94,11 +96,12 @@ class CheckpointUploads:
         if size > self._max_mb * _MB:
             await self._pass_over(step, size)
             return
-        if self._waiting is not None:
-            await asyncio.to_thread(shutil.rmtree, self._aside / str(self._waiting), True)
-        self._waiting = self._newest = step
+        overtaken, self._waiting = self._waiting, step
+        self._newest = step
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
+        if overtaken is not None:
+            await asyncio.to_thread(shutil.rmtree, self._aside / str(overtaken), True)
 
     async def _work(self) -> None:
         while (step := self._waiting) is not None and not self._over:

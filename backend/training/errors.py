@@ -57,6 +57,8 @@ class WorkerTooSmall(DomainError):
 
     code = "WORKER_TOO_SMALL"
     retryable = True
+    # The other one may be at work for hours.
+    costs_attempt = False
     template = (
         "This worker has {usable_gb:.1f} GB for the run, which needs {needed_gb:.1f} GB. Another one has enough, and "
         "may take it next."

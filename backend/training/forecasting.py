@@ -56,7 +56,7 @@ _TILE_BYTES: dict[Device, int] = {"cpu": 31, "cuda": 2}
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one worker has: `memory_bytes` of its largest GPU, or of the machine or container.
+    """What one worker has: `memory_bytes` of its smallest GPU, or of the machine or container.
 
     `has_16_bit`: it multiplies 16-bit numbers. `has_4_bit`: quantised layers work. `gpus`: how many there are.
     """
@@ -73,7 +73,8 @@ class Machine:
         gpus = report.get("gpus") or []
         on_gpu = bool(report.get("cuda_available")) and bool(gpus) and report.get("training_device") != "cpu"
         if on_gpu:
-            size_gb = max(float(gpu.get("vram_total_gb") or 0) for gpu in gpus)
+            # A run takes all of them, and each has to hold its share.
+            size_gb = min(float(gpu.get("vram_total_gb") or 0) for gpu in gpus)
         else:
             size_gb = float(report.get("memory_usable_gb") or report.get("memory_total_gb") or 0)
         if not size_gb:

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import shutil
+import socket
 import sys
 import time
 from datetime import timedelta
@@ -44,6 +46,12 @@ async def probe(training_device: str = "auto") -> dict[str, Any]:
             _cached = (time.monotonic(), found)
     usable = {"memory_usable_gb": round(machine_memory.usable_bytes() / 1e9, 2), "training_device": training_device}
     return {**(_cached[1] if _cached else {}), **usable, **await _ask_nvidia_smi()}
+
+
+def worker_name() -> str:
+    """This worker's machine, and the cards of it that are the worker's own."""
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (f"{socket.gethostname()} {cards}" if cards else socket.gethostname())[:200]
 
 
 async def save(session: AsyncSession, worker: str, report: dict[str, Any]) -> None:

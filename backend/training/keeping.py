@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,39 @@ from backend.jobs.errors import LeaseLost
 from backend.jobs.running import JobRun
 from backend.projects import service as projects
 from backend.projects.models import Project
-from backend.storage import BlobNotFound, Storage, file_digest
+from backend.storage import BlobNotFound, Storage, StorageUnavailable, file_digest
 from backend.training import queries
 from backend.training.models import Artifact, FineTuning
 
 log = logging.getLogger(__name__)
 
 CONFIG = "training_config.json"
+# For how long a storage that is away is waited for, each time a job gets so far, and how often it is asked.
+_PATIENCE_SECONDS = 1800.0
+_PAUSE_SECONDS = 10.0
+
+
+async def keep_patiently(
+    run: JobRun, storage: Storage, project: Project, fine_tuning: FineTuning, out: Path, metrics: dict[str, Any]
+) -> None:
+    """As `keep`, while the storage is away for less than half an hour: hours of training may hang on it.
+
+    The attempts of a job would be used up in minutes. Raises StorageUnavailable, LeaseLost.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    told = False
+    while True:
+        try:
+            await keep(run, storage, project, fine_tuning, out, metrics)
+            return
+        except StorageUnavailable:
+            if time.monotonic() + _PAUSE_SECONDS > deadline:
+                raise
+        if not told:
+            told = True
+            message = "The training is done, and the file storage does not answer: what it delivered waits here for it."
+            await run.emit("log", {"message": message})
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def keep(
@@ -50,9 +78,12 @@ async def keep(
     except BaseException as error:
         # A connection that is lost in the commit leaves open whether the rows are there: the sweep finds out later.
         if not is_stored or isinstance(error, LeaseLost):
-            await storage.delete([artifact.file_key for artifact in artifacts])
+            # What stays is swept up later.
+            with suppress(StorageUnavailable):
+                await storage.delete([artifact.file_key for artifact in artifacts])
         raise
-    await storage.delete(previous)
+    with suppress(StorageUnavailable):
+        await storage.delete(previous)
 
 
 async def _name(

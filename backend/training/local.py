@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from backend.kit.text import storable
 from backend.projects import queries as project_queries
 from backend.projects.models import Project
 from backend.providers.base_models import ModelLibrary
-from backend.storage import Storage
+from backend.storage import Storage, StorageUnavailable
 from backend.training import admission, checkpoint_store, data_files, evaluation, keeping, methods, queries, statuses
 from backend.training.admission import Outlook
 from backend.training.checkpoint_uploads import CheckpointUploads
@@ -64,9 +65,11 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
     await _set(run, fine_tuning, status="training")
     metrics = await keeping.bring_back(run, bench.storage, fine_tuning, folder / "out")
     if metrics is None:
-        await checkpoint_store.clear_lost_uploads(run, bench.storage, project, fine_tuning)
-        await checkpoint_store.bring_newest(run, bench.storage, fine_tuning, folder / "out")
+        # First, so that a worker without room for the run fetches no checkpoint of it.
         room = await _settle_memory(run, bench, fine_tuning, name.version)
+        with suppress(StorageUnavailable):
+            await checkpoint_store.clear_lost_uploads(run, bench.storage, project, fine_tuning)
+        await checkpoint_store.bring_newest(run, bench.storage, fine_tuning, folder / "out")
         config = _config(bench.settings, fine_tuning, folder, base, has_eval=has_eval)
         config["fit"] = room.cut.as_config() if room.cut is not None else {}
         metrics = await _run_training(run, bench, project, fine_tuning, folder, config)
@@ -74,7 +77,7 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
         _name_version(folder / "out" / keeping.CONFIG, name)
         # What the run is for comes first: nothing that goes wrong from here on can lose the adapter.
         await run.progress(_TRAINED, "Saving the adapter", force=True)
-        await keeping.keep(run, bench.storage, project, fine_tuning, folder / "out", metrics)
+        await keeping.keep_patiently(run, bench.storage, project, fine_tuning, folder / "out", metrics)
     else:
         await run.emit("log", {"message": "The training was done already; the run goes on with its evaluation."})
     await evaluation.prove(
@@ -107,8 +110,11 @@ async def train(run: JobRun, bench: Bench) -> dict[str, Any]:
 
 
 async def compare(run: JobRun, bench: Bench) -> dict[str, Any]:
-    """Asks the base and the tuned model the same questions."""
-    prompts = [[{"role": "user", "content": question}] for question in run.params["questions"]]
+    """Asks the base and the tuned model the same questions, with the system prompt that was trained on."""
+    async with run.reading() as session:
+        fine_tuning = await session.get_one(FineTuning, int(run.params["fine_tuning_id"]))
+    before = [{"role": "system", "content": fine_tuning.system_prompt}] if fine_tuning.system_prompt else []
+    prompts = [[*before, {"role": "user", "content": question}] for question in run.params["questions"]]
     rows = await answer(run, bench, prompts, ["base", "tuned"], int(run.params["max_new_tokens"]))
     return {
         "answers": [

@@ -44,13 +44,16 @@ def of_history(history: Iterable[Mapping[str, Any]], base_loss: float | None) ->
 
 
 def of_events(events: Iterable[Event]) -> list[Point]:
-    """From what a job told, in that order."""
+    """From what a job told, in that order. Steps only grow: one that is lower than the last begins another attempt."""
     points: dict[int, Point] = {}
+    last = 0
     for event in events:
         if event.name not in ("log", "eval"):
             continue
-        if (resumed := event.data.get("resumed_from_step")) is not None:
-            points = {step: point for step, point in points.items() if step <= resumed}
+        step = event.data.get("resumed_from_step", event.data.get("step", last))
+        if step < last:
+            points = {kept: point for kept, point in points.items() if kept <= step}
+        last = step
         _add(points, event.data)
     return [points[step] for step in sorted(points)]
 

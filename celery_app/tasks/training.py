@@ -1,7 +1,6 @@
 """Tasks on fine-tunings."""
 
 import logging
-import socket
 from typing import Any
 
 from celery import shared_task
@@ -118,7 +117,7 @@ def report_hardware() -> None:
     async def report() -> None:
         found = await hardware.probe(current.settings.training_device)
         async with current.db.transaction() as session:
-            await hardware.save(session, socket.gethostname(), found)
+            await hardware.save(session, hardware.worker_name(), found)
         await cleanup.clear_run_folders(current.db, current.settings)
         await adapter_files.forget_deleted(current.db, current.settings)
         await checkpoint_store.forget_ended(current.db, current.storage)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from backend.jobs.errors import LeaseLost
 from backend.jobs.models import Job
@@ -333,3 +334,39 @@ async def test_a_cancel_wins_over_a_stop(place: Place, run: Run) -> None:
     finally:
         stopping._flag[0] = 0
     assert (await place.row(job)).state == JobState.CANCELLED
+
+
+async def test_attempts_that_a_run_has_earned_count_when_it_fails(place: Place, run: Run) -> None:
+    """The claim says the last attempt, but the run has got on since, and its row says so."""
+
+    async def code(run: JobRun) -> dict[str, Any]:
+        assert run.claim.attempts == run.claim.max_attempts
+        async with run.writing() as session:
+            await session.execute(update(Job).where(Job.id == run.claim.id).values(attempts=1))
+        raise Unavailable("The model is busy.")
+
+    job = await place.enqueue()
+    await place.set(job, attempts=2)
+    await run(job, code)
+    row = await place.row(job)
+    assert (row.state, row.attempts) == (JobState.QUEUED, 1)
+    assert row.message.startswith("Attempt 1 of 3 failed; the next one is in 2 s. ")
+
+
+async def test_an_error_that_is_none_of_the_job_costs_no_attempt(place: Place, run: Run) -> None:
+    class Elsewhere(DomainError):
+        retryable = True
+        costs_attempt = False
+        template = "Another worker can do it."
+
+    async def code(run: JobRun) -> dict[str, Any]:
+        raise Elsewhere()
+
+    job = await place.enqueue()
+    await place.set(job, attempts=2)
+    await run(job, code)
+    row = await place.row(job)
+    assert (row.state, row.attempts) == (JobState.QUEUED, 2)
+    assert "Another worker can do it." in row.message
+    waiting = (row.available_at - row.created_at).total_seconds()
+    assert waiting > 15, "who cannot do it does not ask again and again"

@@ -150,7 +150,13 @@ def test_a_step_of_preferences_keeps_its_pairs_when_halved() -> None:
 
     for halvings, size, accumulation in ((0, 4, 2), (1, 2, 4), (2, 1, 8), (3, 1, 8)):
         parts = Parts(halvings)
-        assert (parts.batch_size(4), parts.accumulation(4, 2)) == (size, accumulation)
+        assert (parts.batch_size(4, 2), parts.accumulation(4, 2)) == (size, accumulation)
+    for asked, accumulation in ((5, 1), (3, 2), (7, 3), (6, 1)):
+        for halvings in (1, 2):
+            parts = Parts(halvings)
+            size = parts.batch_size(asked, accumulation)
+            assert size <= max(1, asked >> halvings)
+            assert size * parts.accumulation(asked, accumulation) == asked * accumulation
 
 
 @pytest.mark.gpu

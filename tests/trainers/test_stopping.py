@@ -27,6 +27,30 @@ def test_a_run_that_gets_no_better_stops_and_delivers_its_best(tmp_path: Path, t
     assert len(scores) - 1 - lowest == 2, "after two evaluations that were no better"
 
 
+def test_a_run_that_is_killed_after_its_early_stop_trains_no_further(
+    tmp_path: Path, train_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backend.trainers import qlora
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    config = train_config(tmp_path / "run", learning_rate=0.05, num_epochs=30, early_stopping_patience=2, eval_steps=4)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(qlora, "choose_weights", die)
+        run_here(config)
+    saved = max(int(path.name.removeprefix("checkpoint-")) for path in (tmp_path / "run").glob("checkpoint-*"))
+    events = run_here(config)
+    complete = events.of("complete")[0]
+    assert (complete["stopped"], complete["steps"]) == ("early", saved)
+    assert complete["kept_step"] == saved - 2 * 4
+    assert complete["final_train_loss"] > 0
+    assert not [item for item in events.of("log") if item["step"] > saved]
+
+
 @pytest.mark.parametrize("patience", [0, None])
 def test_early_stopping_can_be_switched_off(tmp_path: Path, train_config: ConfigMaker, patience: int | None) -> None:
     config = train_config(
@@ -79,6 +103,19 @@ def test_the_alarm_rises_for_loss_that_stays_far_above_all_before() -> None:
     assert first_alarm([0.2, *[0.5] * 30]) is None, "small losses go up and down"
     assert first_alarm([2.4, float("nan")]) == 2
     assert first_alarm([2.4, float("inf")]) == 2
+
+
+def test_one_easy_example_at_the_beginning_raises_no_alarm() -> None:
+    """Steps of one example: the first report says nothing of what the others' losses are."""
+    from backend.trainers.reporting import LossWatch
+
+    easy_first = [0.2, *[1.4, 1.1, 1.6, 1.2, 1.5] * 6]
+    for base_loss in (None, 1.3):
+        watch = LossWatch(base_loss=base_loss, step_size=1)
+        assert not any(watch.diverged(loss) for loss in easy_first), base_loss
+        assert [watch.diverged(9.0) for _ in range(5)] == [False] * 4 + [True], "it still hears an explosion"
+    still = LossWatch(base_loss=2.8, step_size=1)
+    assert [still.diverged(loss) for loss in (3.0, *[7.6] * 10)] == [False] * 10 + [True]
 
 
 def test_the_first_batch_alone_says_little_where_the_base_models_loss_is_known() -> None:

@@ -1,7 +1,7 @@
 """What is said of a run's memory before it is accepted, and what the worker settles: over HTTP, on real reports."""
 
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -174,14 +174,22 @@ async def test_a_worker_without_room_leaves_the_run_to_another(
             return await admission.settle(session, library, run, run.dataset_version or 0)
 
     assert (await settle()).fits is None, "a worker that has not reported yet just begins"
-    await report(1.0, socket.gethostname())
+    await report(1.0, hardware.worker_name())
     with pytest.raises(WorkerTooSmall) as caught:
         await settle()
     assert caught.value.retryable
+    assert not caught.value.costs_attempt, "the other one may be at work for hours"
+    async with db.transaction() as session:
+        long_ago = func.clock_timestamp() - timedelta(hours=13)
+        await session.execute(
+            update(HardwareReport).where(HardwareReport.worker == "large").values(reported_at=long_ago)
+        )
+    with pytest.raises(DoesNotFit):
+        await settle()
     await report(1.0, "large")
     with pytest.raises(DoesNotFit):
         await settle()
-    await report(12, socket.gethostname())
+    await report(12, hardware.worker_name())
     found = await settle()
     assert found.cut is not None
     assert found.cut.as_config() == {"per_device_batch_size": 2, "recompute": False, "most_tokens": None}
@@ -194,7 +202,7 @@ async def test_a_real_run_keeps_forecast_and_measure(
     name = "tiny-llama-of-forecasts"
     if not (settings.models_path / name).exists():
         tiny_llama.write(settings.models_path / name, "How bright is lamp 7? It has 7 lumens.\n" * 5)
-    await report(24, socket.gethostname())
+    await report(24, hardware.worker_name())
     dataset = await plant_dataset(db, project, train=8, evaluated=2)
     hyperparameters = {"num_epochs": 1, "max_seq_length": 128, "lora_r": 4}
     made = await tenant.client.post(

@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from backend.jobs.models import Job
 from backend.jobs.states import JobState
 from backend.kit.db import Database
 from backend.storage import open_storage
-from backend.training import checkpoint_store, cleanup
-from backend.training.errors import TrainerKilled
+from backend.training import checkpoint_store, checkpoint_uploads, cleanup
+from backend.training.errors import RunFolderBusy, TrainerKilled
 from backend.training.models import Artifact
 from tests.conftest import Tenant
 from tests.training.checkpoint_scene import Scene, SlowStorage, make, scene  # noqa: F401  (fixture)
@@ -221,3 +222,44 @@ async def test_halves_of_files_that_no_listing_shows_are_swept(db: Database, tmp
     later = datetime.now(UTC) + timedelta(hours=2)
     assert await cleanup.delete_orphaned_files(db, storage, now=later) == 2
     assert not half.exists()
+
+
+async def test_an_attempt_that_got_no_further_stores_nothing_again_and_earns_nothing(scene: Scene) -> None:
+    await scene.store(10)
+    async with scene.db.transaction() as session:
+        await session.execute(update(Job).where(Job.id == scene.run.claim.id).values(attempts=7))
+    slow = SlowStorage(scene.storage)
+    slow.gate.set()
+    with pytest.raises(RunFolderBusy):
+        async with scene.uploads(slow):
+            raise RunFolderBusy()
+    assert slow.begun == [], "it is there already"
+    again = checkpoint_store.describe(scene.out, 10, scene.fine_tuning, "projects/elsewhere")
+    await checkpoint_store.name(scene.run, scene.fine_tuning, 10, again)
+    async with scene.db.transaction() as session:
+        job = await session.get_one(Job, scene.run.claim.id)
+    assert job.attempts == 7, "or a run that gets nowhere would be tried for ever"
+
+
+async def test_what_is_overtaken_is_not_taken_up_while_it_is_thrown_away(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowStorage(scene.storage)
+    remove = shutil.rmtree
+
+    def remove_late(path: Path, ignore_errors: bool = False) -> None:
+        if path.name == "2":
+            slow.gate.set()  # the first upload ends while the second one is being thrown away
+            time.sleep(0.3)
+        remove(path, ignore_errors=ignore_errors)
+
+    async with scene.uploads(slow) as uploads:
+        for step in (1, 2):
+            make(scene.out, step)
+            await uploads.offer(step)
+        make(scene.out, 3)
+        monkeypatch.setattr(checkpoint_uploads.shutil, "rmtree", remove_late)
+        await uploads.offer(3)
+        await scene.idle(uploads)
+    assert await scene.steps() == {1, 3}
+    assert not [line for line in await scene.said() if "could not be stored" in line]

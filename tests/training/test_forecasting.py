@@ -140,7 +140,7 @@ def test_what_is_not_known_is_not_guessed() -> None:
                 "gpus": [{"vram_total_gb": 8.0}, {"vram_total_gb": 24.0}],
                 "memory_total_gb": 64.0,
             },
-            gpu(24, gpus=2),
+            gpu(8, gpus=2),
         ),
         (
             {

@@ -4,6 +4,7 @@
 import asyncio
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import update
 from backend.jobs.errors import LeaseLost
 from backend.jobs.models import Job
 from backend.kit.config import Settings
+from backend.storage import Storage, StorageUnavailable
 from backend.training import child, keeping, local
 from backend.training.errors import TrainerKeepsBeingKilled, TrainerKilled
 from tests.training.checkpoint_scene import Scene, make, scene  # noqa: F401  (fixture)
@@ -63,6 +65,46 @@ async def test_what_is_damaged_is_made_again(scene: Scene, tmp_path: Path, name:
     assert not (other.out / "metrics.json").exists(), "it would say that the run is complete"
     assert not (other.out / "training_config.json").exists() or name != "training_config.json"
     assert any("is damaged" in line for line in await other.said())
+
+
+class AwayStorage(Storage):
+    """The real one, which does not answer the first times."""
+
+    def __init__(self, inner: Storage, times: int) -> None:
+        super().__init__(inner._store)
+        self.times = times
+
+    async def put_file(self, key: str, path: Path) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            raise StorageUnavailable()
+        await super().put_file(key, path)
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        if self.times > 0:
+            raise StorageUnavailable()
+        await super().delete(keys)
+
+
+async def test_a_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "_PAUSE_SECONDS", 0.05)
+    deliver(scene.out)
+    away = AwayStorage(scene.storage, 20)
+    await keeping.keep_patiently(scene.run, away, scene.project, scene.fine_tuning, scene.out, dict(METRICS))
+    assert await bring_back(scene) == METRICS
+    assert len([line for line in await scene.said() if "waits here for it" in line]) == 1
+    monkeypatch.setattr(keeping, "_PATIENCE_SECONDS", 0.2)
+    away = AwayStorage(scene.storage, 10**6)
+    with pytest.raises(StorageUnavailable):
+        await keeping.keep_patiently(scene.run, away, scene.project, scene.fine_tuning, scene.out, dict(METRICS))
+
+
+async def test_a_trainer_that_is_through_is_given_no_checkpoint(scene: Scene) -> None:
+    await scene.store(10)
+    shutil.rmtree(scene.out)
+    deliver(scene.out)
+    await scene.bring()
+    assert not list(scene.out.glob("checkpoint-*"))
 
 
 async def test_a_zombie_keeps_nothing(scene: Scene, tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ def test_of_a_lost_attempt_only_what_was_gone_on_from_is_shown() -> None:
     events = [Event(str(number), name, data) for number, (name, data) in enumerate(TOLD)]
     assert loss_curve.of_events(events) == UNDER_WAY
     assert loss_curve.of_events(events[:7])[-1] == {"step": 3, "train_loss": 2.8, "learning_rate": 0.1}
+    # An attempt that found no checkpoint begins anew, and says nothing of it.
+    anew = [*events[:7], Event("7", "log", {"step": 1, "train_loss": 2.6})]
+    assert loss_curve.of_events(anew) == [UNDER_WAY[0], {**UNDER_WAY[1], "train_loss": 2.6}]
     assert loss_curve.of_events([]) == []
 
 
