@@ -13,7 +13,7 @@ from backend.kit.db import Database
 from backend.training import data_files
 from backend.training.models import FineTuning
 from tests.conftest import Tenant
-from tests.contracts.conftest import HYPERPARAMS, RunJob, Walked
+from tests.contracts.conftest import HYPERPARAMS, RunJob
 from tests.datasets.planting import Planted, plant
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -51,21 +51,6 @@ async def spoil(planted: Planted) -> None:
     await planted.patch(2, {"split": "eval"})
     await planted.patch(6, {"is_valid": False})
     await planted.patch(7, {"is_valid": True})
-
-
-async def test_a_walked_run_names_its_version_everywhere(walked: Walked) -> None:
-    named = (await walked.get("/train/status"))["dataset"]
-    listed = [version for version in (await walked.get("/dataset/versions"))["versions"] if version["run_ids"]]
-    run = (await walked.get("/train/status"))["run_id"]
-    assert [
-        (version["dataset_id"], version["number"], version["sha256"], version["run_ids"]) for version in listed
-    ] == [(named["id"], named["version"], named["sha256"], [run])]
-    download = f"{walked.path}/export/download"
-    config = (await walked.tenant.client.get(f"{download}/training_config.json")).json()
-    assert config["dataset"] == named
-    assert config["base_model_id"] == "tiny-llama", "the trainer's own words are still there"
-    report = (await walked.tenant.client.get(f"{download}/report.md")).text
-    assert f"- Dataset: `{named['id']}`, version {named['version']}, SHA-256 `{named['sha256']}`" in report
 
 
 async def test_edits_before_the_worker_begins(

@@ -316,3 +316,18 @@ async def test_usage_is_counted(walked: Walked) -> None:
 async def test_no_run_folder_is_left(walked: Walked, settings: Settings, db: Database) -> None:
     await cleanup.clear_run_folders(db, settings)
     assert not (settings.data_dir / "runs" / walked.answers["start"].json()["run_id"]).exists()
+
+
+async def test_a_walked_run_names_its_version_everywhere(walked: Walked) -> None:
+    named = (await walked.get("/train/status"))["dataset"]
+    listed = [version for version in (await walked.get("/dataset/versions"))["versions"] if version["run_ids"]]
+    run = (await walked.get("/train/status"))["run_id"]
+    assert [
+        (version["dataset_id"], version["number"], version["sha256"], version["run_ids"]) for version in listed
+    ] == [(named["id"], named["version"], named["sha256"], [run])]
+    download = f"{walked.path}/export/download"
+    config = (await walked.tenant.client.get(f"{download}/training_config.json")).json()
+    assert config["dataset"] == named
+    assert config["base_model_id"] == "tiny-llama", "the trainer's own words are still there"
+    report = (await walked.tenant.client.get(f"{download}/report.md")).text
+    assert f"- Dataset: `{named['id']}`, version {named['version']}, SHA-256 `{named['sha256']}`" in report
