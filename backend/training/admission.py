@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -36,20 +36,11 @@ class Outlook:
     cut: Cut | None = None
     refusal: DoesNotFit | None = None
 
-
-async def admit(
-    session: AsyncSession,
-    library: ModelLibrary,
-    model: str,
-    method: str,
-    values: dict[str, Any],
-    dataset_id: int | None = None,
-) -> Outlook:
-    """As `foresee`. Raises DoesNotFit when no worker has room for the run, however it is cut."""
-    outlook = await foresee(session, library, model, method, values, dataset_id)
-    if outlook.refusal is not None:
-        raise outlook.refusal
-    return outlook
+    def admitted(self) -> Self:
+        """Itself. Raises DoesNotFit when no worker has room for the run, however it is cut."""
+        if self.refusal is not None:
+            raise self.refusal
+        return self
 
 
 async def foresee(

@@ -108,7 +108,7 @@ class CheckpointUploads:
             self._waiting = None
             try:
                 await self._upload(step)
-            except Exception:
+            except Exception:  # whatever it is, the run goes on, and the next checkpoint is tried
                 log.exception("the checkpoint of step %d is not stored", step)
             finally:
                 await asyncio.to_thread(shutil.rmtree, self._aside / str(step), True)

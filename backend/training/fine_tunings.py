@@ -302,7 +302,8 @@ async def check(
     if wanted.provider == LOCAL:
         values = methods.settings_of(wanted.method, wanted.hyperparameters, project)
         await methods.require_base(library, project, wanted.model, wanted.method)
-        room = await admission.admit(session, library, wanted.model, wanted.method, values, dataset_id)
+        outlook = await admission.foresee(session, library, wanted.model, wanted.method, values, dataset_id)
+        room = outlook.admitted()
         return Checked(replace(base, warnings=[*base.warnings, *room.warnings]), values, room.memory)
     values = hosted_hyperparameters.checked(wanted.provider, wanted.hyperparameters)
     await provider_keys.require(session, project.user_id, wanted.provider)

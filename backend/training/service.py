@@ -70,7 +70,7 @@ async def start(
     dataset = await dataset_queries.find_trainable(session, project.id)
     if dataset is None:
         raise NoDataset(project_id=str(project.public_id))
-    room = await admission.admit(session, library, project.base_model_id, method, values, dataset.id)
+    room = (await admission.foresee(session, library, project.base_model_id, method, values, dataset.id)).admitted()
     version, _ = await versions.freeze(session, dataset.id)
     warnings = [*await methods.require_preferences(session, method, version), *room.warnings]
     wanted = Wanted(

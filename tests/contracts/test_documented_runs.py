@@ -23,23 +23,10 @@ from tests.contracts.conftest import SAMPLE, RunJob
 from tests.contracts.shapes import matches
 from tests.datasets.planting import Planted, plant
 from tests.llm_server import LLMServer
+from tests.training.test_hyperparams import CONTRACT
 
 ENQUEUED = {"job_id": UUID, "status": "queued", "message": str}
-START = {
-    "method": "qlora",
-    "hyperparams": {
-        "num_epochs": 3,
-        "learning_rate": 2e-4,
-        "per_device_batch_size": 4,
-        "gradient_accumulation_steps": 4,
-        "max_seq_length": 2048,
-        "lora_r": 16,
-        "lora_alpha": 32,
-        "lora_dropout": 0.05,
-        "warmup_ratio": 0.03,
-        "weight_decay": 0.01,
-    },
-}
+START = {"method": "qlora", "hyperparams": CONTRACT}
 METRICS = {
     "step": 450,
     "total_steps": 1000,

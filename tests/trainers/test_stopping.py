@@ -33,7 +33,7 @@ def test_a_run_that_is_killed_after_its_early_stop_trains_no_further(
     from backend.trainers import qlora
 
     class Killed(BaseException):
-        pass
+        """Passes every `except Exception`, as a kill does."""
 
     def die(*_: object) -> None:
         raise Killed
